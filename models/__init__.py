@@ -1,0 +1,1 @@
+"""The vocabulary that both processes share: tables, states, policy, rows, storage."""

@@ -1,0 +1,55 @@
+"""Every setting of every process, in one class, read from the environment.
+
+The three addresses keep the names that operators expect (`DATABASE_URL`, `REDIS_URL`, `STORAGE_URL`);
+all others start with `TITER_`. Values are read where a process starts and passed down as arguments:
+trainers and the policy never see this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _named(name: str) -> AliasChoices:
+    return AliasChoices(name.upper(), name)
+
+
+class Settings(BaseSettings):
+    """Where the parts are, and the service's limits. Units stand in the names."""
+
+    model_config = SettingsConfigDict(env_prefix="TITER_", extra="forbid", frozen=True)
+
+    database_url: str = Field(
+        "postgresql+psycopg://titer@127.0.0.1:5432/titer", validation_alias=_named("database_url")
+    )
+    redis_url: str = Field("redis://127.0.0.1:6379/0", validation_alias=_named("redis_url"))
+    # A folder (file:///srv/titer) or a bucket (s3://bucket/prefix; credentials as AWS_* variables).
+    storage_url: str = Field(
+        "file:///var/lib/titer/storage", validation_alias=_named("storage_url")
+    )
+    # Where a worker keeps copies of models and unfinished checkpoints; may be wiped at any time.
+    cache_dir: Path = Path("/var/lib/titer/cache")
+
+    # The inference server that /v1/chat/completions is passed on to, and the secret both sides know.
+    serving_url: str = "http://127.0.0.1:8001"
+    serving_token: SecretStr = SecretStr("")
+    # Signs the dashboard's session cookies; empty: made anew at every start, so sign-ins end with it.
+    session_secret: SecretStr = SecretStr("")
+    # Set it where the service is reached over HTTPS, so that cookies never travel in the clear.
+    https_only: bool = False
+
+    max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
+    max_request_bytes: int = Field(2 * 1024 * 1024, ge=1)
+
+    # A worker that says nothing for this long has lost its job; it speaks four times as often.
+    lease_seconds: int = Field(60, ge=4)
+    max_attempts: int = Field(3, ge=1)
+    sweep_seconds: float = Field(5.0, gt=0)
+    # Longer than the longest job: Celery's redelivery is only a second doorbell.
+    visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
+
+    log_json: bool = False
+    log_level: str = "INFO"
