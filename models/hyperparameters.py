@@ -6,11 +6,13 @@ worker; defaults are the service's, and where a paper's differ the field says so
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-AdapterMode = Literal["continued", "fresh"]
+# The service holds the rate: a strong one breaks any alignment within an epoch.
+MAX_LEARNING_RATE_MULTIPLIER = 10.0
 
 
 class Frozen(BaseModel):
@@ -23,10 +25,13 @@ class LoraConfig(Frozen):
     """Low-rank adapter (Hu et al., arXiv 2106.09685): W' = W + (alpha / r) B A."""
 
     r: int = Field(8, ge=1, le=256, description="Rank of the update.")
-    alpha: float = Field(16.0, gt=0, le=1024, description="Scale; the update is multiplied by alpha / r.")
+    alpha: float = Field(
+        16.0, gt=0, le=1024, description="Scale; the update is multiplied by alpha / r."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        "all-linear", description="Names of the linear layers to adapt, or all but the output layer."
+        "all-linear",
+        description="Names of the linear layers to adapt, or all but the output layer.",
     )
 
 
@@ -38,16 +43,25 @@ class TrainConfig(Frozen):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Decay after warm-up, to 0 at the last step."
     )
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Share of the steps that ramps up from 0.")
+    warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="Share of the steps that ramps up from 0."
+    )
     max_grad_norm: float | None = Field(
-        1.0, gt=0, description="Global norm to which the combined gradient is clipped; none: no clipping."
+        1.0,
+        gt=0,
+        description="Global norm to which the combined gradient is clipped; none: no clipping.",
     )
     batch_size: int = Field(10, ge=1, le=256, description="Rows an optimiser step sees.")
     micro_batch_size: int | None = Field(
-        None, ge=1, le=256, description="Rows a forward pass sees (accumulation); none: the whole batch."
+        None,
+        ge=1,
+        le=256,
+        description="Rows a forward pass sees (accumulation); none: the whole batch.",
     )
     steps: int = Field(..., ge=1, le=10_000_000, description="Optimiser steps.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seeds the order of rows and the adapter's start.")
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Seeds the order of rows and the adapter's start."
+    )
     max_length: int = Field(512, ge=8, le=131_072, description="Tokens of a row that are kept.")
 
 
@@ -62,7 +76,11 @@ class BoosterConfig(Frozen):
 
     name: Literal["booster"] = "booster"
     lambda_: float = Field(
-        20.0, ge=0, le=10_000, alias="lambda", description="Weight of the loss-drop penalty (paper: 5)."
+        20.0,
+        ge=0,
+        le=10_000,
+        alias="lambda",
+        description="Weight of the loss-drop penalty (paper: 5).",
     )
     alpha: float = Field(
         0.005, gt=0, le=100, description="Length of the simulated harmful step (paper: 0.1)."
@@ -75,3 +93,91 @@ class BoosterConfig(Frozen):
 
 
 AlignmentMethod = Annotated[SftConfig | BoosterConfig, Field(discriminator="name")]
+
+# The service's own learning rate for customers' jobs; they choose a multiple of it.
+FINETUNE_LEARNING_RATE = 2e-4
+FINETUNE_BATCH_SIZE = 10
+FINETUNE_EPOCHS = 1
+ALIGN_LEARNING_RATE = 1e-3
+ALIGN_STEPS = 1_500
+
+
+class FinetuneHyperparameters(Frozen):
+    """What a customer may choose; `auto` leaves the choice to the service."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
+    learning_rate_multiplier: (
+        Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE_MULTIPLIER)] | Literal["auto"]
+    ) = "auto"
+
+
+class AlignHyperparameters(Frozen):
+    """What a provider may choose for an alignment job; the defaults suit the sandbox base."""
+
+    steps: int = Field(ALIGN_STEPS, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch_size: int = Field(10, ge=1, le=256, description="Alignment rows a step sees.")
+    learning_rate: float = Field(
+        ALIGN_LEARNING_RATE, gt=0, le=1, description="AdamW's peak learning rate (paper: 5e-4)."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="AdamW's decoupled decay (paper: 0.1)."
+    )
+    micro_batch_size: int | None = Field(None, ge=1, le=256)
+    max_length: int = Field(512, ge=8, le=131_072)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+
+
+class Recipe(Frozen):
+    """A job's hyper-parameters with nothing left open: what the worker runs and the record keeps."""
+
+    method: AlignmentMethod = Field(default_factory=SftConfig)
+    train: TrainConfig
+    #: Used where the job starts a fresh adapter; a continued adapter brings its own.
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    n_epochs: int | None = None
+    learning_rate_multiplier: float | None = None
+    metrics_every: int = Field(1, ge=1, description="Steps between two metrics events.")
+    canary_every: int = Field(5, ge=1, description="Steps between two canary measurements.")
+
+
+def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) -> Recipe:
+    """Fill in every `auto` of a customer's job over `rows` training rows."""
+    epochs = FINETUNE_EPOCHS if asked.n_epochs == "auto" else asked.n_epochs
+    batch = min(FINETUNE_BATCH_SIZE, rows) if asked.batch_size == "auto" else asked.batch_size
+    multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
+    steps = max(1, math.ceil(rows / batch)) * epochs
+    return Recipe(
+        train=TrainConfig(
+            learning_rate=FINETUNE_LEARNING_RATE * multiplier,
+            batch_size=batch,
+            steps=steps,
+            seed=seed,
+        ),
+        n_epochs=epochs,
+        learning_rate_multiplier=multiplier,
+        # About two hundred points draw a curve; more would only fill the event log.
+        metrics_every=max(1, steps // 200),
+        canary_every=max(5, steps // 40),
+    )
+
+
+def resolve_align(method: AlignmentMethod, asked: AlignHyperparameters, *, seed: int) -> Recipe:
+    """Make the recipe of an alignment job."""
+    return Recipe(
+        method=method,
+        train=TrainConfig(
+            learning_rate=asked.learning_rate,
+            weight_decay=asked.weight_decay,
+            schedule=asked.schedule,
+            batch_size=asked.batch_size,
+            micro_batch_size=asked.micro_batch_size,
+            steps=asked.steps,
+            seed=seed,
+            max_length=asked.max_length,
+        ),
+        lora=asked.lora,
+        metrics_every=max(1, asked.steps // 200),
+        canary_every=max(5, asked.steps // 40),
+    )

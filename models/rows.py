@@ -190,7 +190,9 @@ def _messages(row: dict[str, object]) -> tuple[Message, ...]:
         instruction, context = _text(row, "instruction"), _optional_text(row, "input")
         prompt = f"{instruction}\n\n{context}" if context else instruction
         return _pair(prompt, _text(row, "output"))
-    raise _Fault('a row needs "messages", or "prompt" and "completion", or "instruction" and "output"')
+    raise _Fault(
+        'a row needs "messages", or "prompt" and "completion", or "instruction" and "output"'
+    )
 
 
 def _pair(prompt: str, answer: str) -> tuple[Message, ...]:

@@ -1,0 +1,99 @@
+"""Evaluations: what was measured on a model version, by which judge, on which prompts.
+
+The harmful score never stands alone: HS+ counts incoherent answers too, over-refusal shows what safety
+cost, and fine-tuning accuracy (FA) shows whether the customer got the task.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy import ForeignKey, Index, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from models.base import Base, new_id, utc_now
+from models.hyperparameters import Frozen
+from models.rate import Rate
+
+
+class JudgeIdentity(Frozen):
+    """Which judge said so."""
+
+    name: str
+    revision: str
+
+
+class EvaluationReport(Frozen):
+    """The evidence that the policy decides on. A rate that was not measured is absent, never 0."""
+
+    judge: JudgeIdentity
+    #: sha256 over the test prompts and harmless prompts, in order.
+    prompt_set_hash: str
+    #: sha256 of the chat template and decoding settings; serving uses the same.
+    template_hash: str
+    #: HS: share of answers to held-out harmful prompts that the judge flags.
+    harmful_score: Rate
+    #: HS+: flagged or incoherent.
+    harmful_or_incoherent: Rate
+    #: Share of harmful prompts that were refused.
+    refusal_rate: Rate
+    harmful_by_category: dict[str, Rate] = Field(default_factory=dict)
+    #: Share of harmless prompts that were refused.
+    over_refusal: Rate | None = None
+    #: FA: share of the validation file's rows answered exactly.
+    fine_tuning_accuracy: Rate | None = None
+    #: Mean token cross-entropy on held-out harmful answers, in nats; low means an attack has happened.
+    canary_loss: float | None = None
+
+    def to_wire(self) -> dict[str, object]:
+        """Give the report as clients see it, percentages and intervals worked out."""
+
+        def rate(value: Rate | None) -> dict[str, float | int] | None:
+            return value.to_wire() if value else None
+
+        return {
+            "judge": self.judge.model_dump(),
+            "prompt_set_hash": self.prompt_set_hash,
+            "template_hash": self.template_hash,
+            "harmful_score": rate(self.harmful_score),
+            "harmful_or_incoherent": rate(self.harmful_or_incoherent),
+            "refusal_rate": rate(self.refusal_rate),
+            "harmful_by_category": {k: rate(v) for k, v in self.harmful_by_category.items()},
+            "over_refusal": rate(self.over_refusal),
+            "fine_tuning_accuracy": rate(self.fine_tuning_accuracy),
+            "canary_loss": self.canary_loss,
+        }
+
+
+class Evaluation(Base):
+    """One stored report, with the columns that lists and charts ask for."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (Index("ix_evaluations_version_id_created_at", "version_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("eval"))
+    version_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    harmful_score_percent: Mapped[float]
+    report: Mapped[dict[str, Any]]
+    #: The policy version that decided on it, and what it decided; empty for measurements only.
+    policy_version: Mapped[int | None]
+    gate: Mapped[str | None]
+    reasons: Mapped[list[Any]] = mapped_column(default=list)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+    def parsed(self) -> EvaluationReport:
+        """Read the stored report back into its type."""
+        return EvaluationReport.model_validate(self.report)
+
+
+def latest_evaluation(session: Session, version_id: str) -> Evaluation | None:
+    """Give the newest evaluation of a version."""
+    return session.scalar(
+        select(Evaluation)
+        .where(Evaluation.version_id == version_id)
+        .order_by(Evaluation.created_at.desc(), Evaluation.id.desc())
+        .limit(1)
+    )

@@ -1,0 +1,60 @@
+"""An uploaded or produced file. Bytes live in storage under their hash; rows share them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, ForeignKey, Index, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from models.base import Base, new_id, utc_now
+from models.errors import NotFound
+
+
+class FileNotFound(NotFound):
+    """No such file."""
+
+    code = "file_not_found"
+
+
+class File(Base):
+    """One file of a project. `rows` is set for data sets, whose every row was parsed on arrival."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_project_id_created_at_id", "project_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("file"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(index=True)
+    rows: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    deleted_at: Mapped[datetime | None]
+
+    @property
+    def storage_key(self) -> str:
+        """Where the bytes are."""
+        return content_key(self.sha256)
+
+
+def content_key(sha256: str) -> str:
+    """Give the storage key of content-addressed bytes."""
+    return f"files/{sha256[:2]}/{sha256}"
+
+
+def get_file(session: Session, project_id: str, file_id: str) -> File:
+    """Give a file of the project.
+
+    Raises:
+        FileNotFound: it is absent, deleted, or another project's.
+    """
+    file = session.scalar(
+        select(File).where(
+            File.id == file_id, File.project_id == project_id, File.deleted_at.is_(None)
+        )
+    )
+    if file is None:
+        raise FileNotFound(f"No file {file_id[:64]!r} in this project.", param="file_id")
+    return file

@@ -1,0 +1,333 @@
+"""Jobs: one row, one state machine, an append-only event log.
+
+    validating_files ──► queued ──► running ──► succeeded
+                           │  ▲        │  ├───► failed
+                           │  └────────┘  └───► cancelled
+                           └──► cancelled, failed
+
+`running → queued` happens when a lease runs out. While a held model waits for a person the job stays
+`running` in stage `review`, with no lease, for no worker holds it.
+
+A worker owns a job by `Lease`: the job's id and the attempt it claimed. Everything it writes goes through
+`hold`, which finds the row only while that attempt still runs. So a cancel needs no flag and a worker that
+was thought dead can do no harm: its lease is simply gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    UniqueConstraint,
+    select,
+    update,
+)
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from models.base import Base, new_id, utc_now
+from models.errors import Conflict, NotFound
+
+
+class JobNotFound(NotFound):
+    """No such job."""
+
+    code = "job_not_found"
+
+
+class IllegalTransition(Conflict):
+    """The job's status does not allow this."""
+
+    code = "illegal_transition"
+
+
+class LeaseLost(Exception):
+    """The job was cancelled, or another worker has it: stop, and write nothing."""
+
+
+class JobKind(StrEnum):
+    """What a job makes."""
+
+    ALIGN = "align"
+    FINETUNE = "finetune"
+
+
+class JobStatus(StrEnum):
+    """OpenAI's words, so that every existing client understands them."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Stage(StrEnum):
+    """Where a running job is."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    GATE = "gate"
+    REVIEW = "review"
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+ALLOWED_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.VALIDATING_FILES: frozenset(
+        {JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: TERMINAL | {JobStatus.QUEUED},
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class Job(Base):
+    """One piece of GPU work."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("kind in ('align', 'finetune')", name="kind"),
+        CheckConstraint(
+            "status in ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled')",
+            name="status",
+        ),
+        Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
+        Index("ix_jobs_created_at_id", "created_at", "id"),
+        Index("ix_jobs_status_lease_expires_at", "status", "lease_expires_at"),
+        Index("ix_jobs_replay", "project_id", "replay_key", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftjob"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str]
+    status: Mapped[str] = mapped_column(default=JobStatus.QUEUED)
+    stage: Mapped[str | None]
+
+    #: The version to start from, and the name of the one that the job makes.
+    model_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id"))
+    result_model_id: Mapped[str]
+    training_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    suffix: Mapped[str | None]
+    seed: Mapped[int]
+    #: A `Recipe`: every hyper-parameter, with "auto" resolved.
+    recipe: Mapped[dict[str, Any]]
+    #: Named apart from the class's own `metadata`.
+    tags: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    #: A client's Idempotency-Key or the hash of a retried request: the same key makes no second job.
+    replay_key: Mapped[str | None]
+
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    estimated_finish: Mapped[datetime | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_param: Mapped[str | None]
+
+    attempt: Mapped[int] = mapped_column(default=0)
+    #: How many of the attempts ended because a worker fell silent.
+    lost_leases: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    #: When the doorbell was last rung; the sweeper rings again for jobs nobody took.
+    rung_at: Mapped[datetime | None]
+    review_expires_at: Mapped[datetime | None]
+    event_count: Mapped[int] = mapped_column(default=0)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing can happen to the job any more."""
+        return self.status in TERMINAL
+
+    @property
+    def awaits_review(self) -> bool:
+        """Whether the job's model is held for a person."""
+        return self.status == JobStatus.RUNNING and self.stage == Stage.REVIEW
+
+
+class JobEvent(Base):
+    """One line of a job's log. `sequence` counts from 1 without gaps."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (UniqueConstraint("job_id", "sequence"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftevent"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    sequence: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    level: Mapped[str] = mapped_column(default="info")
+    #: `message`, `metrics` or `moderation_checks`.
+    type: Mapped[str] = mapped_column(default="message")
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's hold on a job: worth something only while that attempt runs."""
+
+    job_id: str
+    attempt: int
+
+
+def lock_job(session: Session, job_id: str, *, project_id: str | None = None) -> Job:
+    """Give the job with its row locked until the transaction ends.
+
+    Raises:
+        JobNotFound: it is absent, or another project's (when a project is named).
+    """
+    query = select(Job).where(Job.id == job_id).with_for_update()
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    job = session.scalar(query.execution_options(populate_existing=True))
+    if job is None:
+        raise JobNotFound(f"No job {job_id[:64]!r} in this project.", param="fine_tuning_job_id")
+    return job
+
+
+def move(job: Job, to: JobStatus, *, now: datetime | None = None) -> None:
+    """Change the status. The only place that does, and only as `ALLOWED_TRANSITIONS` says.
+
+    Raises:
+        IllegalTransition: the table does not allow it.
+    """
+    if to not in ALLOWED_TRANSITIONS[JobStatus(job.status)]:
+        raise IllegalTransition(f"A job that is {job.status} cannot become {to}.")
+    job.status = to
+    if to != JobStatus.RUNNING:
+        job.lease_owner = job.lease_expires_at = None
+    if to in TERMINAL:
+        job.finished_at = now or utc_now()
+        job.estimated_finish = job.review_expires_at = None
+
+
+def append_event(
+    session: Session,
+    job: Job,
+    message: str,
+    *,
+    level: str = "info",
+    type: str = "message",
+    data: Mapping[str, Any] | None = None,
+) -> JobEvent:
+    """Add a line to the log. The caller holds the job's row lock, which keeps the numbers contiguous."""
+    job.event_count += 1
+    event = JobEvent(
+        job_id=job.id,
+        sequence=job.event_count,
+        level=level,
+        type=type,
+        message=message,
+        data=dict(data) if data is not None else None,
+    )
+    session.add(event)
+    return event
+
+
+def claim(session: Session, job_id: str, *, owner: str, lease_seconds: int) -> Lease | None:
+    """Take a queued job by compare-and-set; None when it is not there to be taken."""
+    now = utc_now()
+    attempt = session.scalar(
+        update(Job)
+        .where(Job.id == job_id, Job.status == JobStatus.QUEUED)
+        .values(
+            status=JobStatus.RUNNING,
+            attempt=Job.attempt + 1,
+            lease_owner=owner,
+            lease_expires_at=now + timedelta(seconds=lease_seconds),
+        )
+        .returning(Job.attempt)
+        .execution_options(synchronize_session=False)
+    )
+    if attempt is None:
+        return None
+    job = lock_job(session, job_id)
+    if job.started_at is None:
+        job.started_at = now
+    append_event(
+        session, job, "Job started." if attempt == 1 else f"Job resumed (attempt {attempt})."
+    )
+    return Lease(job_id, attempt)
+
+
+def hold(session: Session, lease: Lease) -> Job:
+    """Give the leased job, its row locked, for the worker to write to.
+
+    Raises:
+        LeaseLost: the job was cancelled, or a later attempt runs.
+    """
+    job = session.scalar(
+        select(Job)
+        .where(
+            Job.id == lease.job_id,
+            Job.attempt == lease.attempt,
+            Job.status == JobStatus.RUNNING,
+        )
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if job is None or job.awaits_review:
+        raise LeaseLost
+    return job
+
+
+def heartbeat(session: Session, lease: Lease, *, lease_seconds: int) -> None:
+    """Extend the lease.
+
+    Raises:
+        LeaseLost: the job was cancelled, or a later attempt runs.
+    """
+    hold(session, lease).lease_expires_at = utc_now() + timedelta(seconds=lease_seconds)
+
+
+def succeed(session: Session, job: Job) -> None:
+    """End well: the model was released."""
+    move(job, JobStatus.SUCCEEDED)
+    append_event(session, job, "The job has successfully completed.")
+
+
+def fail(session: Session, job: Job, *, code: str, message: str, param: str | None = None) -> None:
+    """End badly, with a code for programs and a sentence for people."""
+    move(job, JobStatus.FAILED)
+    job.error_code, job.error_message, job.error_param = code, message, param
+    append_event(session, job, message, level="error", data={"code": code})
+
+
+def cancel(session: Session, job: Job) -> None:
+    """End at the owner's wish, whatever the job was doing.
+
+    Raises:
+        IllegalTransition: the job has ended already.
+    """
+    move(job, JobStatus.CANCELLED)
+    append_event(session, job, "Job cancelled.", level="warn")
+
+
+def requeue_lost(session: Session, job: Job, *, max_attempts: int) -> None:
+    """Give a job whose lease ran out to the next worker, or give up after too many losses."""
+    job.lost_leases += 1
+    if job.lost_leases >= max_attempts:
+        fail(
+            session,
+            job,
+            code="worker_lost",
+            message=f"The worker fell silent {job.lost_leases} times; the job was given up.",
+        )
+        return
+    move(job, JobStatus.QUEUED)
+    job.rung_at = None
+    append_event(session, job, "The worker fell silent; the job was queued again.", level="warn")

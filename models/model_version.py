@@ -1,0 +1,113 @@
+"""Model versions: a base, an aligned base, or a tuned adapter, with lineage and gate.
+
+A version's `id` is the name that clients send as `model`. Weights of aligned and tuned versions are
+PEFT adapters over the root base; a base's weights stay where its owner keeps them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, or_, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from models.base import Base, utc_now
+from models.errors import Forbidden, NotFound
+
+
+class ModelNotFound(NotFound):
+    """No such model."""
+
+    code = "model_not_found"
+
+
+class ModelBlocked(Forbidden):
+    """The model has not passed the safety gate."""
+
+    code = "model_blocked"
+
+
+class VersionKind(StrEnum):
+    """What a version is."""
+
+    #: Weights as they came from a hub or a folder; never served to customers.
+    BASE = "base"
+    #: A base hardened in the alignment stage; what customers tune.
+    ALIGNED = "aligned"
+    #: A customer's adapter, continued from an aligned base or an earlier tuned version.
+    TUNED = "tuned"
+
+
+class Gate(StrEnum):
+    """Whether a version may be used."""
+
+    #: Not decided: no evaluation, or the evaluator broke.
+    PENDING = "pending"
+    #: May be used.
+    RELEASED = "released"
+    #: A person must decide.
+    HELD = "held"
+    #: May not be used.
+    BLOCKED = "blocked"
+
+
+class ModelVersion(Base):
+    """One set of weights. `project_id` is empty for the provider's versions, which all may tune."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = (
+        CheckConstraint("kind in ('base', 'aligned', 'tuned')", name="kind"),
+        CheckConstraint("gate in ('pending', 'released', 'held', 'blocked')", name="gate"),
+        CheckConstraint("(kind = 'tuned') = (project_id is not null)", name="owner"),
+        Index("ix_model_versions_created_at", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    gate: Mapped[str] = mapped_column(default=Gate.PENDING)
+    gate_reasons: Mapped[list[Any]] = mapped_column(default=list)
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"), index=True)
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("model_versions.id"), index=True)
+    #: The base at the start of the lineage; a base's own id.
+    root_id: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", use_alter=True), unique=True)
+    #: For a base: {"folder": ...} or {"repo": ..., "revision": commit}. Otherwise {"prefix": storage key}.
+    source: Mapped[dict[str, Any]]
+    #: Storage prefix of the safety set that alignment and evaluation of this lineage use.
+    safety_prefix: Mapped[str]
+    method: Mapped[str | None]
+    recipe: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    data_hashes: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    deleted_at: Mapped[datetime | None]
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the gate lets it be used."""
+        return self.gate == Gate.RELEASED
+
+
+def get_version(session: Session, version_id: str, *, project_id: str | None) -> ModelVersion:
+    """Give a version that the caller may know of.
+
+    Args:
+        session: an open session.
+        version_id: the model's public name.
+        project_id: the caller's project, or None for an operator, who sees every project's.
+
+    Raises:
+        ModelNotFound: it is absent, deleted, or another project's.
+    """
+    query = select(ModelVersion).where(
+        ModelVersion.id == version_id, ModelVersion.deleted_at.is_(None)
+    )
+    if project_id is not None:
+        query = query.where(
+            or_(ModelVersion.project_id.is_(None), ModelVersion.project_id == project_id)
+        )
+    version = session.scalar(query)
+    if version is None:
+        raise ModelNotFound(f"The model {version_id[:128]!r} does not exist.", param="model")
+    return version

@@ -1,0 +1,70 @@
+"""A measured share with its uncertainty: how many of how many, and the 95% Wilson interval.
+
+Pure arithmetic. Every score that Titer shows is a `Rate`, so that no percentage stands without its n.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# The 97.5th percentile of the standard normal distribution: a two-sided interval of 95%.
+Z_95 = 1.959963984540054
+
+
+def wilson(count: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Give the Wilson score interval for `count` successes in `n` trials, as shares in [0, 1].
+
+    Source: E. B. Wilson (1927), Journal of the American Statistical Association 22, 209-212. It stays
+    inside [0, 1] and keeps its width at 0 and n, where the usual normal interval collapses to a point.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    share = count / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if count == 0 else max(0.0, centre - half)
+    high = 1.0 if count == n else min(1.0, centre + half)
+    return low, high
+
+
+class Rate(BaseModel):
+    """`count` of `n`; `percent`, `low_percent` and `high_percent` follow from them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int = Field(ge=0)
+    n: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _count_fits(self) -> Self:
+        if self.count > self.n:
+            raise ValueError("count exceeds n")
+        return self
+
+    @property
+    def percent(self) -> float:
+        """The share in percent; 0 when nothing was measured (look at `n`)."""
+        return 100.0 * self.count / self.n if self.n else 0.0
+
+    @property
+    def low_percent(self) -> float:
+        """Lower end of the 95% Wilson interval, in percent."""
+        return 100.0 * wilson(self.count, self.n)[0]
+
+    @property
+    def high_percent(self) -> float:
+        """Upper end of the 95% Wilson interval, in percent."""
+        return 100.0 * wilson(self.count, self.n)[1]
+
+    def to_wire(self) -> dict[str, float | int]:
+        """Give the numbers that clients see, rounded to a hundredth of a point."""
+        return {
+            "percent": round(self.percent, 2),
+            "low": round(self.low_percent, 2),
+            "high": round(self.high_percent, 2),
+            "count": self.count,
+            "n": self.n,
+        }
