@@ -126,8 +126,10 @@ class Job(Base):
     recipe: Mapped[dict[str, Any]]
     #: Named apart from the class's own `metadata`.
     tags: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
-    #: A client's Idempotency-Key or the hash of a retried request: the same key makes no second job.
+    #: A client's Idempotency-Key: the same key makes no second job.
     replay_key: Mapped[str | None]
+    #: Hash of the request body: a client that timed out sends it again, and means the same job.
+    request_sha256: Mapped[str | None] = mapped_column(index=True)
 
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None]
