@@ -1,0 +1,257 @@
+"""The optimiser loop, the only one: AdamW over whatever tensors are trained, by any gradient rule.
+
+    for each step:
+        rows      = this step's rows, cut into micro-batches
+        direction = rule(step)                   the method: sft.py, booster.py ...
+        clip the combined gradient to one norm; AdamW with this step's learning rate
+
+The loop owns weights, optimiser, schedule and checkpoints and reports by callbacks. It knows no method,
+and nothing of jobs, databases or tokenizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_
+
+from models.errors import DomainError
+from models.hyperparameters import TrainConfig
+from worker.data import Batch, Example, collate
+from worker.row_order import rows_of_step
+from worker.trainers import checkpoint
+from worker.trainers.checkpoint import Progress
+from worker.trainers.objective import TokenLoss, mean_token_loss
+from worker.trainers.step import Rule, Step, Weights, global_norm
+
+
+class TrainingDiverged(DomainError):
+    """The loss is no longer a number."""
+
+    code = "training_diverged"
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one optimiser step saw, before its update (the canary: after it).
+
+    Attributes:
+        step: counted from 1.
+        total_steps: how many the run has.
+        loss: f alone, mean cross-entropy over the step's trained tokens.
+        token_accuracy: share of the trained tokens that the model puts first, 0 to 1.
+        learning_rate: of this step.
+        grad_norm: of the combined gradient, before clipping.
+        tokens: trained tokens so far, this step's included.
+        diagnostics: what the method saw, by name (Booster: harmful_loss, ...).
+        canary_loss: mean cross-entropy on held-out harmful rows, where it was measured.
+    """
+
+    step: int
+    total_steps: int
+    loss: float
+    token_accuracy: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    canary_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How a run ended. `stopped` runs did fewer `steps` than they were given."""
+
+    steps: int
+    tokens: int
+    stopped: bool
+    resumed_from: int
+    canary_before: float | None
+    canary_after: float | None
+
+
+def train(
+    model: torch.nn.Module,
+    rule: Rule,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    *,
+    pad_id: int,
+    harmful: Sequence[Example] = (),
+    canary: Sequence[Example] = (),
+    canary_every: int = 10,
+    on_step: Callable[[StepMetrics], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    checkpoint_folder: Path | None = None,
+    checkpoint_every: int = 0,
+    on_checkpoint: Callable[[Path], None] = lambda _: None,
+) -> TrainResult:
+    """Train every tensor of `model` that requires a gradient, in place.
+
+    Args:
+        model: gives `.logits`; its trainable tensors are what `config` trains.
+        rule: the method.
+        examples: the rows of f: alignment rows, or a customer's.
+        config: optimiser, schedule, batch, seed, steps.
+        pad_id: fills the ends of short rows; never read.
+        harmful: the rows of h, for rules that simulate an attack.
+        canary: held-out harmful rows, measured after step 1, every `canary_every` steps and at the end.
+        canary_every: steps between two measurements.
+        on_step: is told of each step.
+        should_stop: is asked before each step; true ends the run.
+        checkpoint_folder: where to go on from, if it holds a checkpoint, and to write.
+        checkpoint_every: steps between two checkpoints; 0: only when stopped.
+        on_checkpoint: is told of each checkpoint's folder.
+
+    Raises:
+        TrainingDiverged: a loss or gradient is NaN or infinite; the weights are those of the step before.
+        CheckpointMismatch: the folder holds another run's checkpoint.
+    """
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not weights:
+        raise ValueError("nothing to train: no tensor requires a gradient")
+    device = next(iter(weights.values())).device
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    identity = _identity(config, rule, weights, examples, harmful)
+    done = Progress()
+    if checkpoint_folder is not None:
+        done = checkpoint.resume(checkpoint_folder, weights, optimizer, identity)
+    resumed_from = done.step
+    measure = TokenLoss(model, seed=config.seed)
+    was_training = model.training
+
+    def canary_loss() -> float | None:
+        return mean_token_loss(model, canary, pad_id) if canary else None
+
+    def write_checkpoint() -> None:
+        if checkpoint_folder is not None:
+            on_checkpoint(checkpoint.save(checkpoint_folder, done, weights, optimizer, identity))
+
+    def draw(source: Sequence[Example], rows: int, stream: str) -> list[Batch]:
+        if not source:
+            raise ValueError(f"this method needs {stream} rows")
+        picked = [
+            source[row] for row in rows_of_step(len(source), rows, config.seed, done.step, stream)
+        ]
+        size = config.micro_batch_size or rows
+        return [collate(picked[i : i + size], pad_id, device) for i in range(0, rows, size)]
+
+    stopped = False
+    canary_before = canary_loss()
+    canary_after = canary_before
+    model.train()
+    try:
+        while done.step < config.steps:
+            if should_stop():
+                stopped = True
+                write_checkpoint()
+                break
+            measure.step = done.step
+            direction = rule(
+                Step(
+                    index=done.step,
+                    total=config.steps,
+                    weights=weights,
+                    rows=draw(examples, config.batch_size, "training"),
+                    measure=measure,
+                    draw_harmful=lambda rows: draw(harmful, rows or config.batch_size, "harmful"),
+                )
+            )
+            norm = global_norm(direction.gradient)
+            number = done.step + 1
+            if not (torch.isfinite(direction.measured.loss) and torch.isfinite(norm)):
+                raise TrainingDiverged(
+                    f"Training diverged at step {number} of {config.steps}: the loss or its gradient "
+                    "is not a finite number. Try a lower learning rate."
+                )
+            rate = learning_rate(config, done.step)
+            _update(optimizer, weights, direction.gradient, norm, rate, config.max_grad_norm)
+            done = Progress(number, done.tokens + direction.measured.tokens)
+            is_last = number == config.steps
+            canary_now = None
+            if number == 1 or number % canary_every == 0 or is_last:
+                canary_now = canary_loss()
+                canary_after = canary_now
+            on_step(
+                StepMetrics(
+                    step=number,
+                    total_steps=config.steps,
+                    loss=float(direction.measured.loss),
+                    token_accuracy=float(direction.measured.token_accuracy),
+                    learning_rate=rate,
+                    grad_norm=float(norm),
+                    tokens=done.tokens,
+                    diagnostics={name: float(v) for name, v in direction.diagnostics.items()},
+                    canary_loss=canary_now,
+                )
+            )
+            if checkpoint_every and number % checkpoint_every == 0 and not is_last:
+                write_checkpoint()
+    finally:
+        model.train(was_training)
+    return TrainResult(done.step, done.tokens, stopped, resumed_from, canary_before, canary_after)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Give the rate of a step, counted from 0: up in a line to the peak, then the schedule.
+
+    The first step already moves (peak / warm-up steps) and so does the last; 0 would come one step later.
+    """
+    warmup = math.ceil(config.warmup_ratio * config.steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    match config.schedule:
+        case "constant":
+            return config.learning_rate
+        case "linear":
+            return config.learning_rate * (1 - progress)
+        case "cosine":
+            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def _update(
+    optimizer: torch.optim.Optimizer,
+    weights: Weights,
+    gradient: Weights,
+    norm: torch.Tensor,
+    rate: float,
+    max_norm: float | None,
+) -> None:
+    for name, tensor in weights.items():
+        tensor.grad = gradient[name]
+    if max_norm is not None:
+        clip_grads_with_norm_(list(weights.values()), max_norm, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _identity(
+    config: TrainConfig,
+    rule: Rule,
+    weights: Weights,
+    examples: Sequence[Example],
+    harmful: Sequence[Example],
+) -> dict[str, object]:
+    rows = hashlib.sha256()
+    for source in (examples, harmful):
+        for example in source:
+            rows.update(repr((example.input_ids, example.labels)).encode())
+        rows.update(b"|")
+    shapes = repr([(name, tuple(tensor.shape)) for name, tensor in weights.items()])
+    return {
+        "config": config.model_dump(mode="json"),
+        "rule": repr(rule),
+        "rows": rows.hexdigest(),
+        "weights": hashlib.sha256(shapes.encode()).hexdigest(),
+    }
