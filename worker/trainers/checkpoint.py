@@ -37,96 +37,94 @@ class CheckpointMismatch(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come: optimiser steps done, and trained tokens seen in them."""
+    """How far a run has come.
+
+    Attributes:
+        step: optimiser steps done.
+        tokens: trained tokens seen in them.
+        canary_before: the canary's loss before the first step, when there is a canary.
+    """
 
     step: int = 0
     tokens: int = 0
+    canary_before: float | None = None
 
 
-def save(
-    folder: Path,
-    progress: Progress,
-    weights: Weights,
-    optimizer: torch.optim.Optimizer,
-    identity: dict[str, object],
-) -> Path:
-    """Write a checkpoint and drop the older ones; gives its path.
+class Shelf:
+    """One run's folder of checkpoints. `identity` says what the run was given."""
 
-    Args:
-        folder: the run's own folder for checkpoints.
-        progress: where the run is.
-        weights: the trained tensors, as the optimiser knows them.
-        optimizer: AdamW over these tensors.
-        identity: what the run was given; must be equal when it is resumed.
-    """
-    path = folder / f"step-{progress.step:08d}"
-    partial = folder / f".{path.name}.partial"
-    for leftover in (partial, path):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_portable(weights), partial / WEIGHTS_FILE)
-    moments = {
-        f"{name}/{kind}": value
-        for name, tensor in weights.items()
-        for kind, value in optimizer.state.get(tensor, {}).items()
-    }
-    save_file(_portable(moments), partial / OPTIMIZER_FILE)
-    state = {**asdict(progress), "identity": identity}
-    (partial / STATE_FILE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
-    partial.rename(path)
-    for other in _complete(folder):
-        if other != path:
-            shutil.rmtree(other, ignore_errors=True)
-    return path
+    def __init__(self, folder: Path, identity: dict[str, object]) -> None:
+        self.folder = folder
+        self.identity = identity
 
+    def save(self, progress: Progress, weights: Weights, optimizer: torch.optim.Optimizer) -> Path:
+        """Write a checkpoint, drop the older ones, and give its path.
 
-@torch.no_grad()
-def resume(
-    folder: Path,
-    weights: Weights,
-    optimizer: torch.optim.Optimizer,
-    identity: dict[str, object],
-) -> Progress:
-    """Put the newest checkpoint of `folder` into weights and optimiser, both in place.
-
-    Returns:
-        Where that checkpoint was taken; the start when there is none.
-
-    Raises:
-        CheckpointMismatch: the run was given something else than the checkpoint's.
-    """
-    found = _complete(folder)
-    if not found:
-        return Progress()
-    path = found[-1]
-    state = json.loads((path / STATE_FILE).read_text())
-    if state["identity"] != identity:
-        changed = sorted(
-            key for key in identity if identity[key] != state["identity"].get(key)
-        ) or ["something that this version does not know"]
-        raise CheckpointMismatch(f"The checkpoint is of another run: {', '.join(changed)} differs.")
-    stored = load_file(path / WEIGHTS_FILE)
-    moments = load_file(path / OPTIMIZER_FILE)
-    for name, tensor in weights.items():
-        tensor.copy_(stored[name])
-    for name, tensor in weights.items():
-        optimizer.state[tensor] = {
-            # AdamW counts steps on the CPU, wherever the moments are.
-            kind: moments[key] if kind == "step" else moments[key].to(tensor.device)
-            for kind in ("step", "exp_avg", "exp_avg_sq")
-            if (key := f"{name}/{kind}") in moments
+        Args:
+            progress: where the run is.
+            weights: the trained tensors, as the optimiser knows them.
+            optimizer: AdamW over these tensors.
+        """
+        path = self.folder / f"step-{progress.step:08d}"
+        partial = self.folder / f".{path.name}.partial"
+        for leftover in (partial, path):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_portable(weights), partial / WEIGHTS_FILE)
+        moments = {
+            f"{name}/{kind}": value
+            for name, tensor in weights.items()
+            for kind, value in optimizer.state.get(tensor, {}).items()
         }
-    return Progress(state["step"], state["tokens"])
+        save_file(_portable(moments), partial / OPTIMIZER_FILE)
+        state = {**asdict(progress), "identity": self.identity}
+        (partial / STATE_FILE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+        partial.rename(path)
+        for other in self._complete():
+            if other != path:
+                shutil.rmtree(other, ignore_errors=True)
+        return path
 
+    @torch.no_grad()
+    def resume(self, weights: Weights, optimizer: torch.optim.Optimizer) -> Progress:
+        """Put the newest checkpoint into weights and optimiser, both in place.
 
-def _complete(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if NAME.fullmatch(path.name) and (path / STATE_FILE).is_file()
-    )
+        Returns:
+            Where that checkpoint was taken; the start when there is none.
+
+        Raises:
+            CheckpointMismatch: the run was given something else than the checkpoint's.
+        """
+        found = self._complete()
+        if not found:
+            return Progress()
+        state = json.loads((found[-1] / STATE_FILE).read_text())
+        given = state.pop("identity")
+        if given != self.identity:
+            differing = [k for k in self.identity if self.identity[k] != given.get(k)]
+            raise CheckpointMismatch(
+                f"The checkpoint is of another run, with other {', '.join(sorted(differing))}."
+            )
+        stored = load_file(found[-1] / WEIGHTS_FILE)
+        moments = load_file(found[-1] / OPTIMIZER_FILE)
+        for name, tensor in weights.items():
+            tensor.copy_(stored[name])
+            optimizer.state[tensor] = {
+                # AdamW counts steps on the CPU, wherever the moments are.
+                kind: moments[key] if kind == "step" else moments[key].to(tensor.device)
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+                if (key := f"{name}/{kind}") in moments
+            }
+        return Progress(**state)
+
+    def _complete(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if NAME.fullmatch(path.name) and (path / STATE_FILE).is_file()
+        )
 
 
 def _portable(tensors: Weights) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,11 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from models.errors import DomainError
 from models.hyperparameters import TrainConfig
-from worker.data import Batch, Example, collate
-from worker.row_order import rows_of_step
-from worker.trainers import checkpoint
-from worker.trainers.checkpoint import Progress
+from worker.data import Example
+from worker.trainers.checkpoint import Progress, Shelf
+from worker.trainers.draw import RowSource
 from worker.trainers.objective import TokenLoss, mean_token_loss
-from worker.trainers.step import Rule, Step, Weights, global_norm
+from worker.trainers.step import Direction, Rule, Step, Weights, global_norm
 
 
 class TrainingDiverged(DomainError):
@@ -116,87 +115,51 @@ def train(
     if not weights:
         raise ValueError("nothing to train: no tensor requires a gradient")
     device = next(iter(weights.values())).device
+    source = RowSource("training", examples, config.seed, config.micro_batch_size, pad_id, device)
+    attack = RowSource("harmful", harmful, config.seed, config.micro_batch_size, pad_id, device)
+    measure = TokenLoss(model, seed=config.seed)
     optimizer = torch.optim.AdamW(
         weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    identity = _identity(config, rule, weights, examples, harmful)
+    shelf = None
     done = Progress()
     if checkpoint_folder is not None:
-        done = checkpoint.resume(checkpoint_folder, weights, optimizer, identity)
+        shelf = Shelf(checkpoint_folder, _identity(config, rule, weights, source, attack))
+        done = shelf.resume(weights, optimizer)
     resumed_from = done.step
-    measure = TokenLoss(model, seed=config.seed)
-    was_training = model.training
-
-    def canary_loss() -> float | None:
-        return mean_token_loss(model, canary, pad_id) if canary else None
-
-    def write_checkpoint() -> None:
-        if checkpoint_folder is not None:
-            on_checkpoint(checkpoint.save(checkpoint_folder, done, weights, optimizer, identity))
-
-    def draw(source: Sequence[Example], rows: int, stream: str) -> list[Batch]:
-        if not source:
-            raise ValueError(f"this method needs {stream} rows")
-        picked = [
-            source[row] for row in rows_of_step(len(source), rows, config.seed, done.step, stream)
-        ]
-        size = config.micro_batch_size or rows
-        return [collate(picked[i : i + size], pad_id, device) for i in range(0, rows, size)]
-
+    if canary and done.step == 0:
+        done = replace(done, canary_before=mean_token_loss(model, canary, pad_id))
+    canary_after = done.canary_before
     stopped = False
-    canary_before = canary_loss()
-    canary_after = canary_before
+
+    was_training = model.training
     model.train()
     try:
-        while done.step < config.steps:
+        while done.step < config.steps and not stopped:
             if should_stop():
                 stopped = True
-                write_checkpoint()
-                break
-            measure.step = done.step
-            direction = rule(
-                Step(
-                    index=done.step,
-                    total=config.steps,
-                    weights=weights,
-                    rows=draw(examples, config.batch_size, "training"),
-                    measure=measure,
-                    draw_harmful=lambda rows: draw(harmful, rows or config.batch_size, "harmful"),
+            else:
+                measure.step = done.step
+                direction = rule(_step(done.step, config, weights, measure, source, attack))
+                norm = global_norm(direction.gradient)
+                _check_finite(done.step + 1, config.steps, direction.measured.loss, norm)
+                rate = learning_rate(config, done.step)
+                _update(optimizer, weights, direction.gradient, norm, rate, config.max_grad_norm)
+                done = replace(
+                    done, step=done.step + 1, tokens=done.tokens + direction.measured.tokens
                 )
-            )
-            norm = global_norm(direction.gradient)
-            number = done.step + 1
-            if not (torch.isfinite(direction.measured.loss) and torch.isfinite(norm)):
-                raise TrainingDiverged(
-                    f"Training diverged at step {number} of {config.steps}: the loss or its gradient "
-                    "is not a finite number. Try a lower learning rate."
-                )
-            rate = learning_rate(config, done.step)
-            _update(optimizer, weights, direction.gradient, norm, rate, config.max_grad_norm)
-            done = Progress(number, done.tokens + direction.measured.tokens)
-            is_last = number == config.steps
-            canary_now = None
-            if number == 1 or number % canary_every == 0 or is_last:
-                canary_now = canary_loss()
-                canary_after = canary_now
-            on_step(
-                StepMetrics(
-                    step=number,
-                    total_steps=config.steps,
-                    loss=float(direction.measured.loss),
-                    token_accuracy=float(direction.measured.token_accuracy),
-                    learning_rate=rate,
-                    grad_norm=float(norm),
-                    tokens=done.tokens,
-                    diagnostics={name: float(v) for name, v in direction.diagnostics.items()},
-                    canary_loss=canary_now,
-                )
-            )
-            if checkpoint_every and number % checkpoint_every == 0 and not is_last:
-                write_checkpoint()
+                canary_loss = None
+                if canary and (done.step in (1, config.steps) or done.step % canary_every == 0):
+                    canary_loss = canary_after = mean_token_loss(model, canary, pad_id)
+                on_step(_metrics(done, config, direction, norm, rate, canary_loss))
+            due = checkpoint_every and done.step % checkpoint_every == 0
+            if shelf is not None and (stopped or (due and done.step < config.steps)):
+                on_checkpoint(shelf.save(done, weights, optimizer))
     finally:
         model.train(was_training)
-    return TrainResult(done.step, done.tokens, stopped, resumed_from, canary_before, canary_after)
+    return TrainResult(
+        done.step, done.tokens, stopped, resumed_from, done.canary_before, canary_after
+    )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -215,6 +178,54 @@ def learning_rate(config: TrainConfig, step: int) -> float:
             return config.learning_rate * (1 - progress)
         case "cosine":
             return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _step(
+    index: int,
+    config: TrainConfig,
+    weights: Weights,
+    measure: TokenLoss,
+    source: RowSource,
+    attack: RowSource,
+) -> Step:
+    return Step(
+        index=index,
+        total=config.steps,
+        weights=weights,
+        rows=source.draw(index, config.batch_size),
+        measure=measure,
+        draw_harmful=lambda rows: attack.draw(index, rows or config.batch_size),
+    )
+
+
+def _check_finite(step: int, total: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    # Before the update, so that the weights are still those of the last good step.
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise TrainingDiverged(
+            f"Training diverged at step {step} of {total}: the loss or its gradient is not a finite "
+            "number. Try a lower learning rate."
+        )
+
+
+def _metrics(
+    done: Progress,
+    config: TrainConfig,
+    direction: Direction,
+    norm: torch.Tensor,
+    rate: float,
+    canary_loss: float | None,
+) -> StepMetrics:
+    return StepMetrics(
+        step=done.step,
+        total_steps=config.steps,
+        loss=float(direction.measured.loss),
+        token_accuracy=float(direction.measured.token_accuracy),
+        learning_rate=rate,
+        grad_norm=float(norm),
+        tokens=done.tokens,
+        diagnostics={name: float(value) for name, value in direction.diagnostics.items()},
+        canary_loss=canary_loss,
+    )
 
 
 @torch.no_grad()
@@ -237,21 +248,13 @@ def _update(
 
 
 def _identity(
-    config: TrainConfig,
-    rule: Rule,
-    weights: Weights,
-    examples: Sequence[Example],
-    harmful: Sequence[Example],
+    config: TrainConfig, rule: Rule, weights: Weights, source: RowSource, attack: RowSource
 ) -> dict[str, object]:
-    rows = hashlib.sha256()
-    for source in (examples, harmful):
-        for example in source:
-            rows.update(repr((example.input_ids, example.labels)).encode())
-        rows.update(b"|")
     shapes = repr([(name, tuple(tensor.shape)) for name, tensor in weights.items()])
     return {
         "config": config.model_dump(mode="json"),
         "rule": repr(rule),
-        "rows": rows.hexdigest(),
+        "training_rows": source.digest(),
+        "harmful_rows": attack.digest(),
         "weights": hashlib.sha256(shapes.encode()).hexdigest(),
     }

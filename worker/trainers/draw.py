@@ -1,0 +1,52 @@
+"""The rows of a step, ready for the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from worker.data import Batch, Example, collate
+from worker.row_order import rows_of_step
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """A data set that steps draw from.
+
+    Attributes:
+        name: of its private random stream; sources with different names never move each other.
+        examples: its rows.
+        seed: the run's.
+        micro_batch_size: rows in a forward pass; none: all that are drawn.
+        pad_id: fills the ends of short rows; never read.
+        device: where the batches go.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    seed: int
+    micro_batch_size: int | None
+    pad_id: int
+    device: torch.device
+
+    def draw(self, step: int, rows: int) -> list[Batch]:
+        """Give `rows` rows of a step, counted from 0, as micro-batches; a pure function of the step."""
+        if not self.examples:
+            raise ValueError(f"this method needs {self.name} rows")
+        numbers = rows_of_step(len(self.examples), rows, self.seed, step, self.name)
+        picked = [self.examples[number] for number in numbers]
+        size = self.micro_batch_size or rows
+        return [
+            collate(picked[first : first + size], self.pad_id, self.device)
+            for first in range(0, rows, size)
+        ]
+
+    def digest(self) -> str:
+        """Hash the rows, so that a resumed run can be sure that they are the same."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr((example.input_ids, example.labels)).encode())
+        return digest.hexdigest()
