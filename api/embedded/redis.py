@@ -13,7 +13,7 @@ import socket
 import time
 from pathlib import Path
 
-from api.embedded.process import ChildProcess, Command, EmbeddedError
+from api.embedded.process import ChildProcess, Command, EmbeddedError, tail
 from api.embedded.state import LOOPBACK, kept_port, kept_secret, write_private
 
 READY_SECONDS = 30.0
@@ -52,21 +52,23 @@ class EmbeddedRedis:
         """
         program = find_program()
         password = kept_secret(self._folder / "password")
-        tail = ""
         for attempt in range(3):
             if attempt == 2 and self._data.exists():
                 self._put_data_aside()
             port = kept_port(self._folder / "port")
             if self._run(program, port, password):
                 return f"redis://:{password}@{LOOPBACK}:{port}/0"
-            if self._child is not None:
-                tail = f" The end of {self._child.log}:\n{self._child.log_tail()}"
             self.stop()
-        raise EmbeddedError(f"Redis does not start.{tail}")
+        raise EmbeddedError(f"Redis does not start. The end of {self.log}:\n{tail(self.log)}")
 
     def is_running(self) -> bool:
         """Whether the server process is alive."""
         return self._child is not None and self._child.is_running()
+
+    @property
+    def log(self) -> Path:
+        """Where the server writes."""
+        return self._state / "logs" / f"{self.name}.log"
 
     @property
     def pid(self) -> int | None:
