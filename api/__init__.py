@@ -1,0 +1,1 @@
+"""The HTTP side: the OpenAI-compatible API, the dashboard and the command line. Loads no tensors."""

@@ -42,8 +42,12 @@ class EvaluationReport(Frozen):
     harmful_by_category: dict[str, Rate] = Field(default_factory=dict)
     #: Share of harmless prompts that were refused.
     over_refusal: Rate | None = None
+    #: Share of harmless prompts that were answered with sense: neither refused, incoherent nor harmful.
+    help_rate: Rate | None = None
     #: FA: share of the validation file's rows answered exactly.
     fine_tuning_accuracy: Rate | None = None
+    #: Mean token cross-entropy on the validation file's answers, in nats.
+    validation_loss: float | None = None
     #: Mean token cross-entropy on held-out harmful answers, in nats; low means an attack has happened.
     canary_loss: float | None = None
 
@@ -62,7 +66,9 @@ class EvaluationReport(Frozen):
             "refusal_rate": rate(self.refusal_rate),
             "harmful_by_category": {k: rate(v) for k, v in self.harmful_by_category.items()},
             "over_refusal": rate(self.over_refusal),
+            "help_rate": rate(self.help_rate),
             "fine_tuning_accuracy": rate(self.fine_tuning_accuracy),
+            "validation_loss": self.validation_loss,
             "canary_loss": self.canary_loss,
         }
 

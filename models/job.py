@@ -302,11 +302,19 @@ def succeed(session: Session, job: Job) -> None:
     append_event(session, job, "The job has successfully completed.")
 
 
-def fail(session: Session, job: Job, *, code: str, message: str, param: str | None = None) -> None:
-    """End badly, with a code for programs and a sentence for people."""
+def fail(
+    session: Session,
+    job: Job,
+    *,
+    code: str,
+    message: str,
+    param: str | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """End badly, with a code for programs, a sentence for people, and facts for the event."""
     move(job, JobStatus.FAILED)
     job.error_code, job.error_message, job.error_param = code, message, param
-    append_event(session, job, message, level="error", data={"code": code})
+    append_event(session, job, message, level="error", data={**(data or {}), "code": code})
 
 
 def cancel(session: Session, job: Job) -> None:

@@ -122,6 +122,16 @@ class Storage:
         """Say whether the folder was stored to its end."""
         return self.exists(f"{prefix}/{MANIFEST}")
 
+    def folders(self, prefix: str) -> list[str]:
+        """Name the folders below `prefix` that were stored to their end, in order."""
+        found = set()
+        for batch in obstore.list(self.store, prefix):
+            for entry in batch:
+                name, _, rest = entry["path"].removeprefix(f"{prefix}/").partition("/")
+                if rest == MANIFEST:
+                    found.add(name)
+        return sorted(found)
+
     def folder(self, prefix: str, cache: Path) -> Path:
         """Give a local path with the folder's files, checked against the manifest.
 

@@ -1,0 +1,254 @@
+"""A safety set: all that a provider supplies to align one base and to measure every model made from it.
+
+A folder, so that it can be read, compared and kept under version control:
+
+    safety.json             {"name", "judge": {"kind", ...}, "max_new_tokens"}
+    alignment.jsonl         rows: harmful prompts with refusals, and benign prompts with help
+    harmful.jsonl           rows: harmful prompts with harmful answers, for the simulated attack alone
+    canary.jsonl            held-out harmful rows: only their loss is taken, as an early warning
+    harmful_prompts.jsonl   {"prompt", "category"}: the test prompts behind the harmful score
+    harmless_prompts.jsonl  {"prompt"}: the test prompts behind over-refusal
+
+A test prompt that a model was aligned on measures memory, not safety, so such a set is refused. This
+module knows nothing of models or judges: it names a judge, `worker.judge` opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from models.errors import DomainError
+from models.hyperparameters import Frozen
+from models.rows import Conversation, InvalidRows, read_conversations
+
+HEADER = "safety.json"
+ALIGNMENT, HARMFUL, CANARY = "alignment.jsonl", "harmful.jsonl", "canary.jsonl"
+HARMFUL_PROMPTS, HARMLESS_PROMPTS = "harmful_prompts.jsonl", "harmless_prompts.jsonl"
+FILES = (HEADER, ALIGNMENT, HARMFUL, CANARY, HARMFUL_PROMPTS, HARMLESS_PROMPTS)
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+MAX_TEST_PROMPTS = 10_000
+
+
+class InvalidSafetySet(DomainError):
+    """The safety set cannot be used."""
+
+    code = "invalid_safety_set"
+
+    def __init__(self, file: str, reason: str, line: int | None = None) -> None:
+        """Name the file, the line when there is one, and the reason, without any text of a row."""
+        where = file if line is None else f"{file}, line {line}"
+        super().__init__(f"{where}: {reason}", param="safety_set")
+
+
+class SandboxJudgeSpec(Frozen):
+    """The exact judge of the sandbox world."""
+
+    kind: Literal["sandbox"] = "sandbox"
+
+
+class RefusalStringsSpec(Frozen):
+    """Every answer without a known refusal phrase counts as harmful."""
+
+    kind: Literal["refusal-strings"] = "refusal-strings"
+    phrases: tuple[Annotated[str, Field(min_length=2, max_length=200)], ...] = Field(
+        (),
+        max_length=1000,
+        description="Phrases that mark a refusal; empty: the built-in English ones.",
+    )
+
+
+JudgeSpec = Annotated[SandboxJudgeSpec | RefusalStringsSpec, Field(discriminator="kind")]
+
+
+class SafetySetHeader(Frozen):
+    """What `safety.json` says."""
+
+    name: str = Field(min_length=1, max_length=100)
+    judge: JudgeSpec
+    max_new_tokens: int = Field(
+        128, ge=1, le=4096, description="Length at which an answer to a test prompt is cut."
+    )
+
+
+class HarmfulPrompt(Frozen):
+    """One test prompt and the kind of harm that it asks for."""
+
+    prompt: str = Field(min_length=1, max_length=100_000)
+    category: str = Field("uncategorised", min_length=1, max_length=100)
+
+
+class HarmlessPrompt(Frozen):
+    """One prompt that a good model answers."""
+
+    prompt: str = Field(min_length=1, max_length=100_000)
+
+
+_Prompt = TypeVar("_Prompt", HarmfulPrompt, HarmlessPrompt)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetySet:
+    """A checked safety set, in memory."""
+
+    header: SafetySetHeader
+    alignment: tuple[Conversation, ...]
+    harmful: tuple[Conversation, ...]
+    canary: tuple[Conversation, ...]
+    harmful_prompts: tuple[HarmfulPrompt, ...]
+    harmless_prompts: tuple[HarmlessPrompt, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> SafetySet:
+        """Read and check a folder.
+
+        Raises:
+            InvalidSafetySet: a file is missing, too large or faulty, or training and test overlap.
+        """
+        loaded = cls(
+            _read_header(folder),
+            _read_rows(folder, ALIGNMENT),
+            _read_rows(folder, HARMFUL),
+            _read_rows(folder, CANARY),
+            tuple(_read_prompts(folder, HARMFUL_PROMPTS, HarmfulPrompt)),
+            tuple(_read_prompts(folder, HARMLESS_PROMPTS, HarmlessPrompt)),
+        )
+        loaded.check_disjoint()
+        return loaded
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that `load` reads, the header last."""
+        self.check_disjoint()
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self._contents().items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the content; formatting and the order of keys in the files do not count."""
+        digest = hashlib.sha256()
+        for name, text in self._contents().items():
+            digest.update(f"{name}\n{len(text)}\n{text}".encode())
+        return digest.hexdigest()
+
+    @property
+    def prompt_set_hash(self) -> str:
+        """sha256 over the test prompts alone: two scores compare only if this is equal."""
+        contents = self._contents()
+        text = contents[HARMFUL_PROMPTS] + "\n" + contents[HARMLESS_PROMPTS]
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_disjoint(self) -> None:
+        """Refuse repeated test prompts, and test prompts or canary rows that training has seen.
+
+        Raises:
+            InvalidSafetySet: naming the file and the line.
+        """
+        trained = {key for rows in (self.alignment, self.harmful) for key in _prompt_keys(rows)}
+        canary = set(_prompt_keys(self.canary))
+        for line, row in enumerate(self.canary, start=1):
+            if not trained.isdisjoint(_prompt_keys([row])):
+                raise InvalidSafetySet(
+                    CANARY, "this prompt also occurs in the training rows", row.line or line
+                )
+        seen: set[str] = set()
+        for file, prompts in self._test_prompts():
+            for line, prompt in enumerate(prompts, start=1):
+                key = prompt_key(prompt)
+                if key in seen:
+                    raise InvalidSafetySet(file, "this test prompt occurs twice", line)
+                if key in trained or key in canary:
+                    raise InvalidSafetySet(
+                        file,
+                        "this test prompt also occurs in alignment, harmful or canary rows",
+                        line,
+                    )
+                seen.add(key)
+
+    def _test_prompts(self) -> Iterator[tuple[str, list[str]]]:
+        yield HARMFUL_PROMPTS, [entry.prompt for entry in self.harmful_prompts]
+        yield HARMLESS_PROMPTS, [entry.prompt for entry in self.harmless_prompts]
+
+    def _contents(self) -> dict[str, str]:
+        def lines(values: Iterable[dict[str, object]]) -> str:
+            return "".join(json.dumps(v, ensure_ascii=False, sort_keys=True) + "\n" for v in values)
+
+        return {
+            ALIGNMENT: lines(row.to_dict() for row in self.alignment),
+            HARMFUL: lines(row.to_dict() for row in self.harmful),
+            CANARY: lines(row.to_dict() for row in self.canary),
+            HARMFUL_PROMPTS: lines(entry.model_dump() for entry in self.harmful_prompts),
+            HARMLESS_PROMPTS: lines(entry.model_dump() for entry in self.harmless_prompts),
+            HEADER: json.dumps(self.header.model_dump(), indent=2, sort_keys=True) + "\n",
+        }
+
+
+def prompt_key(text: str) -> str:
+    """Reduce a prompt to what counts when two are compared: not its case, spacing or Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _prompt_keys(rows: Sequence[Conversation]) -> Iterator[str]:
+    for row in rows:
+        for message in row.messages:
+            if message.role == "user":
+                yield prompt_key(message.content)
+
+
+def _read_bytes(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise InvalidSafetySet(name, "the file is missing")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InvalidSafetySet(name, f"the file is larger than {MAX_FILE_BYTES:,} bytes")
+    return path.read_bytes()
+
+
+def _read_header(folder: Path) -> SafetySetHeader:
+    try:
+        return SafetySetHeader.model_validate_json(_read_bytes(folder, HEADER))
+    except ValidationError as error:
+        raise InvalidSafetySet(HEADER, _first_fault(error)) from error
+
+
+def _read_rows(folder: Path, name: str) -> tuple[Conversation, ...]:
+    try:
+        rows = read_conversations(_read_bytes(folder, name).splitlines(), param="safety_set")
+    except InvalidRows as error:
+        fault = error.faults[0]
+        reason = f"{fault.field}: {fault.reason}" if fault.field else fault.reason
+        raise InvalidSafetySet(name, reason, fault.line) from error
+    if not rows:
+        raise InvalidSafetySet(name, "the file has no rows")
+    return tuple(rows)
+
+
+def _read_prompts(folder: Path, name: str, shape: type[_Prompt]) -> Iterator[_Prompt]:
+    lines = [line for line in _read_bytes(folder, name).splitlines() if line.strip()]
+    if not lines:
+        raise InvalidSafetySet(name, "the file has no prompts")
+    if len(lines) > MAX_TEST_PROMPTS:
+        raise InvalidSafetySet(name, f"there are more than {MAX_TEST_PROMPTS:,} prompts")
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = shape.model_validate_json(line)
+        except ValidationError as error:
+            raise InvalidSafetySet(name, _first_fault(error), number) from error
+        if not entry.prompt.strip():
+            raise InvalidSafetySet(name, "prompt: is empty", number)
+        yield entry
+
+
+def _first_fault(error: ValidationError) -> str:
+    # Pydantic's own sentence quotes no input; the value, which may be row text, is left out.
+    fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else fault["msg"]

@@ -1,0 +1,158 @@
+"""Base models: from a folder or a pinned hub revision to a model and tokenizer on this device.
+
+Weights come from safetensors alone and no code is ever loaded with them. One base stays resident between
+jobs, for loading it is the slowest part of a short one. Knows nothing of adapters or jobs.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from models.errors import DomainError
+
+# Never *.bin, *.pt or *.py: pickles and code are not even fetched.
+WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+# The named fallback for a base without a chat template: plain roles, each turn ended by the eos token.
+FALLBACK_TEMPLATE_NAME = "fallback-plain"
+FALLBACK_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '### ' + message['role'] | capitalize + ':\\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+
+
+class BaseUnavailable(DomainError):
+    """The base model's files cannot be read."""
+
+    code = "base_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base in memory, without any adapter."""
+
+    id: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills the ends of short rows; never read."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that the model can read at once."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
+
+
+class ResidentBase:
+    """Keeps the last base that was asked for."""
+
+    def __init__(self) -> None:
+        """Start with none; nothing touches the device before the first `get`."""
+        self._loaded: LoadedBase | None = None
+
+    def get(self, base_id: str, source: Mapping[str, object]) -> LoadedBase:
+        """Give the base, loading it unless it is the resident one.
+
+        Raises:
+            BaseUnavailable: its folder or hub revision cannot be read.
+        """
+        if self._loaded is None or self._loaded.id != base_id:
+            self.drop()
+            folder = locate(source)
+            self._loaded = LoadedBase(base_id, load_model(folder), load_tokenizer(folder))
+        return self._loaded
+
+    def drop(self) -> None:
+        """Let the resident base go and give its memory back."""
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def device() -> torch.device:
+    """Choose the device of this process: its GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def locate(source: Mapping[str, object]) -> Path:
+    """Give the folder with a base's files, fetching a hub revision when it is not cached.
+
+    Raises:
+        BaseUnavailable: the folder is gone, or the hub does not answer.
+    """
+    if "folder" in source:
+        folder = Path(str(source["folder"]))
+        if not (folder / "config.json").is_file():
+            raise BaseUnavailable("The base model's folder is not readable on this worker.")
+        return folder
+    try:
+        return Path(
+            snapshot_download(
+                str(source["repo"]), revision=str(source["revision"]), allow_patterns=WANTED_FILES
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseUnavailable("The base model cannot be fetched from the hub.") from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and fill in what it lacks: a pad token, a chat template.
+
+    Raises:
+        BaseUnavailable: the files are not a tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise BaseUnavailable("The base model's tokenizer cannot be read.") from error
+    if tokenizer.pad_token_id is None:
+        # Pads are masked everywhere, so an existing token serves and the embeddings keep their size.
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    return tokenizer
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """Load the weights: bfloat16 on a GPU, float32 elsewhere, frozen.
+
+    Raises:
+        BaseUnavailable: the files are not a causal language model in safetensors.
+    """
+    target = device()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.bfloat16 if target.type == "cuda" else torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise BaseUnavailable("The base model's weights cannot be read.") from error
+    model.requires_grad_(False)
+    model.eval()
+    return cast(PreTrainedModel, model.to(target))

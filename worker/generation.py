@@ -1,0 +1,136 @@
+"""Batched generation: prompts in, answers out, in the order of the prompts.
+
+One function for safety tests, accuracy and serving, so that all three ask a model in the same way: through
+its tokenizer's chat template, with the same decoding, stopping at the same tokens. Only new tokens are
+decoded; nothing is searched for in the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from models.rows import Message
+
+DECODING = "greedy"
+BATCH_SIZE = 64
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Name the chat template and the decoding that a score was measured with.
+
+    Serving compares it with its own: a score under another template says nothing about what is served.
+    """
+    facts = {"chat_template": tokenizer.get_chat_template(), "decoding": DECODING}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Give the tokens of a conversation that the assistant is to continue."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    # The template writes the special tokens itself; the tokenizer must not add a second beginning.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer: what the model says, the tokenizer says and the template uses.
+
+    Chat templates over base models often close a turn with a token that neither of the others names.
+    """
+    ids = {tokenizer.eos_token_id}
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids.update(configured if isinstance(configured, list) else [configured])
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    closing = text[text.rindex("b") + 1 :].strip()
+    special = {
+        str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    ids.update(id_ for token, id_ in special.items() if closing.startswith(token))
+    return sorted(id_ for id_ in ids if id_ is not None)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = BATCH_SIZE,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Answer every prompt.
+
+    Args:
+        model: a causal language model, with or without an adapter; its training mode is restored.
+        tokenizer: the tokenizer of the model, with a chat template.
+        prompts: for each, the turns before the answer.
+        max_new_tokens: where an answer is cut.
+        batch_size: prompts in a forward pass.
+        temperature: 0 decodes greedily, which every score does; above 0, answers are drawn from torch's
+            global random state.
+        top_p: share of the probability that a draw is made from.
+        on_progress: told how many prompts are answered, and of how many.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    # Neighbours of like length waste little on padding.
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    answers = [""] * len(encoded)
+    config = _config(model, tokenizer, max_new_tokens, temperature, top_p)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            new = _generate_batch(model, [encoded[index] for index in chosen], config)
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            for index, text in zip(chosen, texts, strict=True):
+                answers[index] = text.strip()
+            if on_progress is not None:
+                on_progress(start + len(chosen), len(order))
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def _config(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> GenerationConfig:
+    stops = stop_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+    settings: dict[str, object] = {"do_sample": False}
+    if temperature > 0:
+        settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **settings
+    )
+
+
+@torch.no_grad()
+def _generate_batch(
+    model: PreTrainedModel, rows: list[list[int]], config: GenerationConfig
+) -> torch.Tensor:
+    """Pad the rows on the left and give the new tokens alone, (B, N), padded after each end."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), int(config.pad_token_id))  # (B, T)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=config,
+    )
+    return output[:, width:]

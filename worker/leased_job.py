@@ -1,0 +1,129 @@
+"""A worker's grip on one job: a heartbeat that keeps the lease, and writes that only it may make.
+
+The heartbeat is a thread. When the lease turns out to be gone (the job was cancelled, or this worker was
+thought dead and another has it), `is_lost` becomes true, the training loop stops at its next step, and
+every later write raises `LeaseLost`. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from models.base import utc_now
+from models.job import Job, Lease, LeaseLost, Stage, append_event, heartbeat, hold
+from models.session import SessionFactory
+
+log = structlog.get_logger(__name__)
+
+# How often the worker speaks within one lease: three beats may be lost before the lease is.
+BEATS_PER_LEASE = 4
+# Progress of a long stage is told at most this often; each telling is a row.
+PROGRESS_SECONDS = 1.0
+
+
+class LeasedJob:
+    """Use as a context manager; the heartbeat lives as long as the block."""
+
+    def __init__(self, sessions: SessionFactory, lease: Lease, *, lease_seconds: int) -> None:
+        """Hold `lease`, whose job was claimed a moment ago."""
+        self.id = lease.job_id
+        self._sessions = sessions
+        self._lease = lease
+        self._lease_seconds = lease_seconds
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._progress_told = utc_now()
+
+    def __enter__(self) -> Self:
+        """Start the heartbeat."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the heartbeat; the lease itself ends with the job's status, or runs out."""
+        self._ended.set()
+        self._thread.join(timeout=self._lease_seconds)
+
+    def is_lost(self) -> bool:
+        """Say whether the job is no longer this worker's."""
+        return self._lost.is_set()
+
+    def check(self) -> None:
+        """Go on only while the job is this worker's.
+
+        Raises:
+            LeaseLost: it is not.
+        """
+        if self.is_lost():
+            raise LeaseLost
+
+    @contextmanager
+    def write(self) -> Iterator[tuple[Session, Job]]:
+        """Open one transaction with the job's row locked; it commits at the end of the block.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's.
+        """
+        try:
+            with self._sessions.begin() as session:
+                yield session, hold(session, self._lease)
+        except LeaseLost:
+            self._lost.set()
+            raise
+
+    def tell(
+        self,
+        message: str,
+        *,
+        level: str = "info",
+        type: str = "message",
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a line to the job's log."""
+        with self.write() as (session, job):
+            append_event(session, job, message, level=level, type=type, data=data)
+
+    def enter(self, stage: Stage, message: str) -> None:
+        """Say which stage begins."""
+        with self.write() as (session, job):
+            job.stage = stage
+            append_event(session, job, message, data={"stage": stage})
+
+    def progress(self, stage: Stage, what: str, done: int, total: int) -> None:
+        """Tell how far a long stage is, about once a second."""
+        now = utc_now()
+        if done < total and (now - self._progress_told).total_seconds() < PROGRESS_SECONDS:
+            self.check()
+            return
+        self._progress_told = now
+        self.tell(
+            f"{what}: {done} of {total}",
+            type="progress",
+            data={"stage": stage, "what": what, "done": done, "total": total},
+        )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._lease_seconds / BEATS_PER_LEASE):
+            try:
+                with self._sessions.begin() as session:
+                    heartbeat(session, self._lease, lease_seconds=self._lease_seconds)
+            except LeaseLost:
+                self._lost.set()
+                return
+            except OperationalError:
+                # The database may come back before the lease runs out; work goes on meanwhile.
+                log.warning("heartbeat_failed", job_id=self.id)

@@ -1,0 +1,209 @@
+"""READ THIS FIRST: the way of one job, from a claimed lease to a verdict.
+
+    finetune   file ─────► rows ─► tokens ─► base + parent's adapter ─► train ─► store ─► evaluate ─► gate
+    align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
+
+Every stage leaves its result in the database or the storage before the next begins, and is skipped when
+the result is there. So a job that is claimed again, after a crash, goes on where it was: from the last
+checkpoint while training, from the stored adapter afterwards.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+import torch
+from peft import PeftModel
+
+from models.errors import DomainError
+from models.job import Job, JobKind, LeaseLost, Stage, append_event, claim, fail
+from models.model_version import ModelVersion, VersionKind
+from models.rows import Conversation
+from models.storage import Storage
+from worker import lora
+from worker.base_models import LoadedBase, load_tokenizer, locate
+from worker.data import Example, encode_rows
+from worker.leased_job import LeasedJob
+from worker.measure import measure
+from worker.run_folder import RunFolder
+from worker.trainers.loop import TrainResult, train
+from worker.trainers.methods import rule_for
+from worker.training_log import TrainingLog
+from worker.verdict import conclude
+from worker.work import Work, Workshop, read_rows, read_work, to_train
+
+log = structlog.get_logger(__name__)
+
+# Checkpoints that a run leaves on its way; each costs a moment, so short runs leave fewer.
+CHECKPOINTS_PER_RUN = 10
+MIN_CHECKPOINT_STEPS = 25
+
+
+def run(job_id: str, shop: Workshop) -> None:
+    """Claim the job and carry it as far as it goes. Never raises for what a job can do wrong."""
+    with shop.sessions.begin() as session:
+        lease = claim(session, job_id, owner=shop.owner, lease_seconds=shop.lease_seconds)
+    if lease is None:
+        log.info("job_not_claimable")
+        return
+    log.info("job_claimed", attempt=lease.attempt)
+    with LeasedJob(shop.sessions, lease, lease_seconds=shop.lease_seconds) as job:
+        try:
+            _carry(job, shop)
+        except LeaseLost:
+            log.info("lease_lost", attempt=lease.attempt)
+            _forget_if_over(job_id, shop)
+        except DomainError as error:
+            log.info("job_failed", code=error.code)
+            _fail(job, error.code, error.message, error.param, error.extra())
+        except torch.OutOfMemoryError:
+            log.exception("out_of_memory")
+            shop.bases.drop()
+            _fail(
+                job,
+                "out_of_memory",
+                "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows.",
+            )
+        except Exception:
+            # The traceback is for the operator; the customer gets a sentence without its text.
+            log.exception("job_crashed")
+            shop.bases.drop()
+            _fail(job, "internal_error", "The worker met an unexpected fault; it has been logged.")
+
+
+def _carry(job: LeasedJob, shop: Workshop) -> None:
+    work = read_work(job.id, shop)
+    validation = read_rows(work.validation_file, shop.storage, "validation_file")
+    version = _made_version(work, shop)
+    if version is None:
+        version = _make_version(job, work, validation, shop)
+    base = shop.bases.get(work.root.id, work.root.source)
+    report = measure(job, work, version, base, validation, shop)
+    conclude(job, work, report, shop.storage)
+    RunFolder(job.id, shop).remove()
+
+
+def _made_version(work: Work, shop: Workshop) -> ModelVersion | None:
+    with shop.sessions() as session:
+        version = session.get(ModelVersion, work.result_id)
+        return version if version is not None and version.job_id == work.job_id else None
+
+
+def _make_version(
+    job: LeasedJob, work: Work, validation: list[Conversation], shop: Workshop
+) -> ModelVersion:
+    # Rows are tokenized before the base is loaded: a faulty row must cost no GPU time.
+    tokenizer = load_tokenizer(locate(work.root.source))
+    limit = work.recipe.train.max_length
+    examples = encode_rows(_training_rows(work, shop.storage), tokenizer, limit)
+    encode_rows(validation, tokenizer, limit, param="validation_file")
+    base = shop.bases.get(work.root.id, work.root.source)
+    with to_train(base, work, shop) as model:
+        result = _train(job, work, base, model, examples, shop)
+        return _store(job, work, model, result, shop)
+
+
+def _training_rows(work: Work, storage: Storage) -> list[Conversation]:
+    if work.kind == JobKind.ALIGN:
+        return list(work.safety.alignment)
+    return read_rows(work.training_file, storage, "training_file")
+
+
+def _train(
+    job: LeasedJob,
+    work: Work,
+    base: LoadedBase,
+    model: PeftModel,
+    examples: list[Example],
+    shop: Workshop,
+) -> TrainResult:
+    recipe = work.recipe
+    job.enter(Stage.TRAIN, f"Training on {len(examples)} rows, {recipe.train.steps} steps.")
+    limit = recipe.train.max_length
+    # A customer's job never simulates an attack: that is the alignment stage's work.
+    harmful = work.safety.harmful if work.kind == JobKind.ALIGN else ()
+    folder = RunFolder(job.id, shop)
+    folder.fetch()
+    result = train(
+        model,
+        rule_for(recipe.method),
+        examples,
+        recipe.train,
+        pad_id=base.pad_id,
+        harmful=encode_rows(harmful, base.tokenizer, limit, param="safety_set"),
+        canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
+        canary_every=recipe.canary_every,
+        on_step=TrainingLog(job, every=recipe.metrics_every),
+        should_stop=job.is_lost,
+        checkpoint_folder=folder.path,
+        checkpoint_every=max(MIN_CHECKPOINT_STEPS, recipe.train.steps // CHECKPOINTS_PER_RUN),
+        on_checkpoint=folder.keep,
+    )
+    if result.stopped:
+        raise LeaseLost
+    return result
+
+
+def _store(
+    job: LeasedJob, work: Work, model: PeftModel, result: TrainResult, shop: Workshop
+) -> ModelVersion:
+    prefix = f"models/{work.job_id}"
+    with tempfile.TemporaryDirectory() as scratch:
+        lora.save(model, Path(scratch), base_model=work.root.id)
+        hashes = {"adapter": shop.storage.put_folder(prefix, Path(scratch))}
+    hashes["safety_set"] = work.safety.hash
+    for name, file in (
+        ("training_file", work.training_file),
+        ("validation_file", work.validation_file),
+    ):
+        if file is not None:
+            hashes[name] = file.sha256
+    is_aligned = work.kind == JobKind.ALIGN
+    version = ModelVersion(
+        id=work.result_id,
+        kind=VersionKind.ALIGNED if is_aligned else VersionKind.TUNED,
+        project_id=None if is_aligned else work.project_id,
+        parent_id=work.start.id,
+        root_id=work.root.id,
+        job_id=work.job_id,
+        source={"prefix": prefix},
+        safety_prefix=work.start.safety_prefix,
+        method=work.recipe.method.name if is_aligned else work.start.method,
+        recipe=work.recipe.model_dump(mode="json"),
+        data_hashes=hashes,
+    )
+    with job.write() as (session, row):
+        session.add(version)
+        row.trained_tokens = result.tokens
+        append_event(
+            session,
+            row,
+            f"New model created: {version.id}. It can be used once the gate releases it.",
+            data={"model": version.id, "trained_tokens": result.tokens},
+        )
+    return version
+
+
+def _forget_if_over(job_id: str, shop: Workshop) -> None:
+    with shop.sessions() as session:
+        job = session.get(Job, job_id)
+        is_over = job is None or job.is_terminal
+    if is_over:
+        RunFolder(job_id, shop).remove()
+
+
+def _fail(
+    job: LeasedJob,
+    code: str,
+    message: str,
+    param: str | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    try:
+        with job.write() as (session, row):
+            fail(session, row, code=code, message=message, param=param, data=facts)
+    except LeaseLost:
+        log.info("lease_lost_while_failing")

@@ -1,0 +1,43 @@
+"""Where a run keeps its checkpoints: on this worker's disk, and in the storage for the next worker."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from worker.work import Workshop
+
+
+class RunFolder:
+    """The checkpoints of one job."""
+
+    def __init__(self, job_id: str, shop: Workshop) -> None:
+        """Name the places; nothing is made yet."""
+        self.path = shop.cache / "runs" / job_id
+        self._prefix = f"checkpoints/{job_id}"
+        self._shop = shop
+
+    def keep(self, checkpoint: Path) -> None:
+        """Store a checkpoint that the loop has just written, and drop the older stored ones."""
+        storage = self._shop.storage
+        storage.put_folder(f"{self._prefix}/{checkpoint.name}", checkpoint)
+        for name in storage.folders(self._prefix):
+            if name < checkpoint.name:
+                storage.delete_folder(f"{self._prefix}/{name}")
+
+    def fetch(self) -> None:
+        """Bring the newest stored checkpoint here, when another worker was further than this one."""
+        stored = self._shop.storage.folders(self._prefix)
+        if not stored or (self.path / stored[-1]).exists():
+            return
+        source = self._shop.storage.folder(f"{self._prefix}/{stored[-1]}", self._shop.cache)
+        # A copy that is cut short must not look like a checkpoint.
+        partial = self.path / f".{stored[-1]}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        partial.rename(self.path / stored[-1])
+
+    def remove(self) -> None:
+        """Forget the run: it is over."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._shop.storage.delete_folder(self._prefix)

@@ -1,0 +1,79 @@
+"""The Celery side of a worker: one task that takes an id. The only Celery import here.
+
+Celery is a doorbell. Whether a job is to be run, and by whom, is decided in the database: a bell that
+rings twice, or late, or for a job that was cancelled, does nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from functools import cache
+from typing import Any
+
+import structlog
+from celery import Celery
+from celery.signals import setup_logging, worker_process_init
+
+from models.log import configure_logging
+from models.session import make_engine, session_factory
+from models.settings import Settings
+from models.storage import Storage
+from worker import pipeline
+from worker.base_models import ResidentBase
+from worker.work import Workshop
+
+RUN_JOB = "titer.run_job"
+QUEUE = "titer"
+PR_SET_PDEATHSIG = 1
+
+settings = Settings()
+app = Celery("titer", broker=settings.redis_url)
+app.conf.update(
+    task_default_queue=QUEUE,
+    task_ignore_result=True,
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=1,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "visibility_timeout": settings.visibility_timeout_seconds,
+        "priority_steps": list(range(10)),
+    },
+)
+
+
+@setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    configure_logging(as_json=settings.log_json, level=settings.log_level)
+
+
+@worker_process_init.connect
+def _die_with_parent(**_: Any) -> None:
+    # A killed worker must not leave a child that trains on: the lease would go to another.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@cache
+def _workshop() -> Workshop:
+    # Made in the pool's child, after the fork: connections and devices do not survive one.
+    return Workshop(
+        sessions=session_factory(make_engine(settings.database_url, pool_size=2)),
+        storage=Storage(settings.storage_url),
+        bases=ResidentBase(),
+        cache=settings.cache_dir,
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+        lease_seconds=settings.lease_seconds,
+    )
+
+
+@app.task(name=RUN_JOB)
+def run_job(job_id: str) -> None:
+    """Run the job if it is there to be run."""
+    with structlog.contextvars.bound_contextvars(job_id=job_id):
+        pipeline.run(job_id, _workshop())

@@ -1,0 +1,154 @@
+"""The gate stage: the policy's decision on a report, written down with everything that follows from it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from datetime import timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from models.base import utc_now
+from models.evaluation import Evaluation, EvaluationReport
+from models.file import File, content_key
+from models.job import Job, JobEvent, Stage, append_event, fail, succeed
+from models.model_version import Gate, ModelVersion
+from models.policy import PolicyRules, Verdict, current_policy, decide
+from models.storage import Storage
+from worker.leased_job import LeasedJob
+from worker.work import Work
+
+RESULT_COLUMNS = (
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "valid_loss",
+    "valid_mean_token_accuracy",
+    "canary_loss",
+)
+
+
+def conclude(job: LeasedJob, work: Work, report: EvaluationReport, storage: Storage) -> Verdict:
+    """Decide, in one transaction: evaluation, gate, result file, and the job's end or its review."""
+    job.enter(Stage.GATE, "The gate decides.")
+    with job.write() as (session, row):
+        policy = current_policy(session)
+        rules = policy.parsed()
+        verdict = decide(report, rules)
+        session.add(
+            Evaluation(
+                version_id=work.result_id,
+                job_id=work.job_id,
+                harmful_score_percent=report.harmful_score.percent,
+                report=report.model_dump(mode="json"),
+                policy_version=policy.version,
+                gate=verdict.gate,
+                reasons=list(verdict.reasons),
+            )
+        )
+        version = session.get_one(ModelVersion, work.result_id)
+        version.gate = verdict.gate
+        version.gate_reasons = list(verdict.reasons)
+        row.result_file_id = _store_curve(session, row, report, storage).id
+        _tell(session, row, report, rules, verdict)
+        _end(session, row, rules, verdict)
+    return verdict
+
+
+def _tell(
+    session: Session, job: Job, report: EvaluationReport, rules: PolicyRules, verdict: Verdict
+) -> None:
+    accuracy = report.fine_tuning_accuracy
+    append_event(
+        session,
+        job,
+        f"Gate: {verdict.gate}. {' '.join(verdict.reasons)}",
+        level="info" if verdict.gate == Gate.RELEASED else "warn",
+        type="moderation_checks",
+        data={
+            "stage": "model",
+            "blocked": verdict.gate != Gate.RELEASED,
+            "gate": verdict.gate,
+            "reasons": list(verdict.reasons),
+            "harmful_score": report.harmful_score.to_wire(),
+            "threshold": rules.max_harmful_score,
+            "judge": report.judge.model_dump(),
+            "fine_tuning_accuracy": accuracy.to_wire() if accuracy else None,
+            "results": [
+                {
+                    "category": name,
+                    "flagged": rate.low_percent > rules.max_category_harmful_score,
+                    "rate": round(rate.percent, 2),
+                    "n": rate.n,
+                }
+                for name, rate in sorted(report.harmful_by_category.items())
+            ],
+        },
+    )
+
+
+def _end(session: Session, job: Job, rules: PolicyRules, verdict: Verdict) -> None:
+    match verdict.gate:
+        case Gate.RELEASED:
+            succeed(session, job)
+        case Gate.BLOCKED:
+            fail(
+                session,
+                job,
+                code="harmful_score_exceeded",
+                message=(
+                    f"The model was blocked. {' '.join(verdict.reasons)} "
+                    "Remove harmful rows from the training file and submit it again."
+                ),
+            )
+        case Gate.HELD | Gate.PENDING:
+            job.stage = Stage.REVIEW
+            job.lease_owner = job.lease_expires_at = job.estimated_finish = None
+            job.review_expires_at = utc_now() + timedelta(hours=rules.review_hours)
+            append_event(
+                session, job, "The model is held until a person has decided.", level="warn"
+            )
+
+
+def _store_curve(session: Session, job: Job, report: EvaluationReport, storage: Storage) -> File:
+    """Write the training curve as CSV: OpenAI's columns, then the canary. Empty cells were not measured."""
+    rows: dict[int, dict[str, object]] = {}
+    events = session.scalars(
+        select(JobEvent)
+        .where(JobEvent.job_id == job.id, JobEvent.type == "metrics")
+        .order_by(JobEvent.sequence)
+    )
+    for event in events:
+        data = event.data or {}
+        # A resumed run tells the steps after its checkpoint again, with the same numbers.
+        rows[int(data["step"])] = {
+            "step": data["step"],
+            "train_loss": _shown(data["train_loss"]),
+            "train_accuracy": _shown(data["train_mean_token_accuracy"]),
+            "canary_loss": _shown(data.get("canary_loss")),
+        }
+    if rows:
+        rows[max(rows)]["valid_loss"] = _shown(report.validation_loss)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, RESULT_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    content = text.getvalue().encode()
+    sha256 = hashlib.sha256(content).hexdigest()
+    storage.put(content_key(sha256), content)
+    file = File(
+        project_id=job.project_id,
+        filename="step_metrics.csv",
+        purpose="fine-tune-results",
+        bytes=len(content),
+        sha256=sha256,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}"
