@@ -59,7 +59,7 @@ class EmbeddedPostgres:
         password = kept_secret(self._folder / "password")
         if not (self._data / "PG_VERSION").exists():
             self._make_cluster(programs, confinement, password)
-        self._checkversion_of(programs)
+        self._check_version(programs)
         port = self._run_until_ready(programs, confinement, password)
         self._make_database(port, password)
         return f"postgresql+psycopg://{USER}:{password}@{LOOPBACK}:{port}/{DATABASE}"
