@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.rows import Message
 
@@ -128,7 +129,7 @@ def _generate_batch(
     for index, row in enumerate(rows):
         ids[index, width - len(row) :] = torch.tensor(row)
         mask[index, width - len(row) :] = 1
-    output = model.generate(
+    output = cast(GenerationMixin, model).generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=config,
