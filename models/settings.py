@@ -35,6 +35,8 @@ class Settings(BaseSettings):
 
     # The inference server that /v1/chat/completions is passed on to, and the secret both sides know.
     serving_url: str = "http://127.0.0.1:8001"
+    # Where the inference server listens; empty: the host of its address (set 0.0.0.0 in a container).
+    serving_host: str = ""
     serving_token: SecretStr = SecretStr("")
     # Signs the dashboard's session cookies; empty: made anew at every start, so sign-ins end with it.
     session_secret: SecretStr = SecretStr("")

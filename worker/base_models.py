@@ -70,13 +70,17 @@ class ResidentBase:
         """Start with none; nothing touches the device before the first `get`."""
         self._loaded: LoadedBase | None = None
 
+    def holds(self, base_id: str) -> bool:
+        """Say whether this base is in memory."""
+        return self._loaded is not None and self._loaded.id == base_id
+
     def get(self, base_id: str, source: Mapping[str, object]) -> LoadedBase:
         """Give the base, loading it unless it is the resident one.
 
         Raises:
             BaseUnavailable: its folder or hub revision cannot be read.
         """
-        if self._loaded is None or self._loaded.id != base_id:
+        if self._loaded is None or not self.holds(base_id):
             self.drop()
             folder = locate(source)
             self._loaded = LoadedBase(base_id, load_model(folder), load_tokenizer(folder))
@@ -155,4 +159,4 @@ def load_model(folder: Path) -> PreTrainedModel:
         raise BaseUnavailable("The base model's weights cannot be read.") from error
     model.requires_grad_(False)
     model.eval()
-    return cast(PreTrainedModel, model.to(target))
+    return cast(PreTrainedModel, cast(torch.nn.Module, model).to(target))
