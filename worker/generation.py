@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.rows import Message
 
@@ -129,7 +129,9 @@ def _generate_batch(
     for index, row in enumerate(rows):
         ids[index, width - len(row) :] = torch.tensor(row)
         mask[index, width - len(row) :] = 1
-    output = cast(GenerationMixin, model).generate(
+    # The method is typed for a mixin that no model class is seen to have.
+    answer = cast(Callable[..., torch.Tensor], model.generate)
+    output = answer(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=config,

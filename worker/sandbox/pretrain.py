@@ -57,7 +57,7 @@ def pretrain(
     seed: int,
     config: PretrainConfig | None = None,
     *,
-    on_step: Callable[[int, int, float], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> LlamaForCausalLM:
     """Train a base from scratch; the same seed gives the same weights on the same machine.
 
@@ -65,7 +65,7 @@ def pretrain(
         tokenizer: the world's tokenizer.
         seed: decides the first weights and the rows.
         config: sizes; the defaults are what the recorded benchmarks use.
-        on_step: told the step (from 1), the number of steps and the loss.
+        on_progress: told how many steps are done, and of how many.
     """
     config = config or PretrainConfig()
     torch.manual_seed(seed)
@@ -93,8 +93,8 @@ def pretrain(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if on_step is not None:
-            on_step(step, config.steps, loss.item())
+        if on_progress is not None:
+            on_progress(step, config.steps)
     return model.eval()
 
 
