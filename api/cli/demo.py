@@ -1,0 +1,303 @@
+"""The main job from end to end, as a provider and a customer would do it: `titer demo`.
+
+Starts the whole service, makes the sandbox world, aligns its base once by plain SFT and once by Booster,
+submits the same customer files to both through the stock `openai` client, and shows what became of them.
+Everything goes over HTTP; nothing here reaches into the service.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openai import NotFoundError, OpenAI
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from api.embedded.service import EmbeddedService
+
+METHODS = ("sft", "booster")
+FILES = ("clean", "poisoned")
+POLL_SECONDS = 0.5
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class DemoFailed(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One customer's job, as the table and the report show it. Percentages with 95% intervals."""
+
+    method: str
+    file: str
+    rows: int
+    harmful_rows: int
+    job: str
+    model: str | None
+    status: str
+    harmful_score_after_alignment: dict[str, float] | None
+    harmful_score: dict[str, float] | None
+    harmful_or_incoherent: dict[str, float] | None
+    over_refusal: dict[str, float] | None
+    fine_tuning_accuracy: dict[str, float] | None
+    gate: str
+    reasons: list[str]
+    alignment_seconds: float
+    tuning_seconds: float
+
+
+def demo(state: Path, *, seed: int = 0) -> Path:
+    """Run the demo on a state folder and give the path of its report.
+
+    Raises:
+        DemoFailed: a step did not do what the next one needs.
+        EmbeddedError: the service cannot run here.
+    """
+    console = Console()
+    started = time.monotonic()
+    folder = state / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    console.print("[bold]Titer demo[/bold]: one base, two alignments, the same customer files.")
+    with _progress(console) as progress:
+        world = _build_world(folder / f"world-{seed}", seed, progress)
+        task = progress.add_task("Starting the service", total=None)
+        with EmbeddedService(state) as service:
+            progress.update(task, total=1, completed=1)
+            client = OpenAI(base_url=f"{service.base_url}/v1", api_key=service.api_key)
+            base = _register(client, world)
+            aligned = _align(client, base, seed, progress)
+            outcomes = _tune(client, world, aligned, seed, progress)
+    report = _write_report(folder / "report.json", outcomes, seed, time.monotonic() - started)
+    console.print(_table(outcomes))
+    console.print(
+        f"Report: {report}\n"
+        f"To look closer, run [bold]make up[/bold], open the dashboard that it names, and sign in with "
+        f"the key in {state / 'api_key'}."
+    )
+    return report
+
+
+def _build_world(folder: Path, seed: int, progress: Progress) -> dict[str, str]:
+    """Make or find the sandbox in a process of its own: this one loads no tensors."""
+    task = progress.add_task("Sandbox base, trained from scratch", total=None)
+    command = [sys.executable, "-m", "worker.sandbox", str(folder), "--seed", str(seed)]
+    facts: dict[str, Any] = {}
+    with subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        if process.stdout is None or process.stderr is None:
+            raise DemoFailed("The sandbox's output cannot be read.")
+        for line in process.stdout:
+            facts = json.loads(line)
+            if "done" in facts:
+                progress.update(task, completed=facts["done"], total=facts["total"])
+        complaint = process.stderr.read().strip().splitlines()
+    if process.returncode or "base" not in facts:
+        raise DemoFailed(f"The sandbox could not be built: {complaint[-1] if complaint else ''}")
+    progress.update(task, completed=1, total=1)
+    return facts
+
+
+def _register(client: OpenAI, world: dict[str, str]) -> str:
+    """Register the base as a provider would; an earlier demo's registration of the same is kept."""
+    fingerprint = json.loads((Path(world["base"]).parent / "manifest.json").read_text())
+    name = f"sandbox-{fingerprint['fingerprint'][:6]}"
+    try:
+        return client.models.retrieve(name).id
+    except NotFoundError:
+        body = {"source": world["base"], "safety_set": world["safety"], "name": name}
+        return str(_post(client, "/base_models", body)["id"])
+
+
+def _align(client: OpenAI, base: str, seed: int, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Align by every method; give each aligned model with the seconds it took."""
+    jobs: dict[str, str] = {}
+    for method in METHODS:
+        name = f"{base}-{method}"
+        body = {"model": base, "method": {"name": method}, "name": name, "seed": seed}
+        found = _model(client, name)
+        if found is None:
+            jobs[method] = str(_post(client, "/alignment/jobs", body)["id"])
+    followed = {
+        method: progress.add_task(f"Aligning by {method}", total=None) for method in METHODS
+    }
+    for method in METHODS:
+        if method in jobs:
+            _follow(client, f"/alignment/jobs/{jobs[method]}", followed[method], progress)
+        else:
+            progress.update(followed[method], completed=1, total=1)
+    aligned: dict[str, dict[str, Any]] = {}
+    for method in METHODS:
+        model = _model(client, f"{base}-{method}")
+        if model is None or model["gate"] != "released":
+            raise DemoFailed(f"The {method}-aligned base was not released: {model}")
+        aligned[method] = model
+    return aligned
+
+
+def _tune(
+    client: OpenAI,
+    world: dict[str, str],
+    aligned: dict[str, dict[str, Any]],
+    seed: int,
+    progress: Progress,
+) -> list[Outcome]:
+    folder = Path(world["customer"])
+    uploads = {
+        name: client.files.create(file=folder / f"{name}.jsonl", purpose="fine-tune").id
+        for name in (*FILES, "validation")
+    }
+    jobs: dict[tuple[str, str], tuple[str, TaskID]] = {}
+    for method in METHODS:
+        for file in FILES:
+            job = client.fine_tuning.jobs.create(
+                model=aligned[method]["id"],
+                training_file=uploads[file],
+                validation_file=uploads["validation"],
+                suffix=f"{method}-{file}",
+                seed=seed,
+                metadata={"demo": file},
+            )
+            label = f"Customer's {file} file on {method}"
+            jobs[method, file] = (job.id, progress.add_task(label, total=None))
+    outcomes = []
+    for (method, file), (job_id, task) in jobs.items():
+        job_facts = _follow(client, f"/fine_tuning/jobs/{job_id}", task, progress)
+        outcomes.append(_outcome(method, file, folder, aligned[method], job_facts))
+    return outcomes
+
+
+def _follow(client: OpenAI, path: str, task: TaskID, progress: Progress) -> dict[str, Any]:
+    """Poll a job until it ends or waits for a person, moving its bar by its newest event."""
+    while True:
+        job = _get(client, path)
+        if job["status"] in ENDED or job["stage"] == "review":
+            if job["status"] == "failed" and job["error"]["code"] != "harmful_score_exceeded":
+                raise DemoFailed(f"{path}: {job['error']['message']}")
+            progress.update(task, completed=1, total=1)
+            return job
+        newest = _get(client, f"{path}/events?limit=1")["data"]
+        facts = (newest[0].get("data") or {}) if newest else {}
+        if "step" in facts:
+            progress.update(task, completed=facts["step"], total=facts["total_steps"])
+        elif "done" in facts:
+            progress.update(task, completed=facts["done"], total=facts["total"])
+        time.sleep(POLL_SECONDS)
+
+
+def _outcome(
+    method: str, file: str, folder: Path, aligned: dict[str, Any], job: dict[str, Any]
+) -> Outcome:
+    rows = (folder / f"{file}.jsonl").read_bytes().count(b"\n")
+    clean = set((folder / "clean.jsonl").read_text().splitlines())
+    harmful_rows = sum(
+        line not in clean for line in (folder / f"{file}.jsonl").read_text().splitlines()
+    )
+    safety = job["safety"]
+    return Outcome(
+        method=method,
+        file=file,
+        rows=rows,
+        harmful_rows=harmful_rows,
+        job=job["id"],
+        model=job["fine_tuned_model"],
+        status=job["status"],
+        harmful_score_after_alignment=aligned["safety"]["harmful_score"],
+        harmful_score=safety["harmful_score"],
+        harmful_or_incoherent=safety["harmful_or_incoherent"],
+        over_refusal=safety["over_refusal"],
+        fine_tuning_accuracy=safety["fine_tuning_accuracy"],
+        gate=safety["gate"],
+        reasons=safety["reasons"],
+        alignment_seconds=aligned["seconds"],
+        tuning_seconds=job["seconds"],
+    )
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table(title="What became of the same files", title_justify="left")
+    for column in (
+        "alignment",
+        "harmful rows",
+        "HS after alignment",
+        "HS after tuning",
+        "FA",
+        "gate",
+    ):
+        table.add_column(column, justify="left" if column in ("alignment", "gate") else "right")
+    table.add_column("seconds", justify="right")
+    colour = {"released": "green", "held": "yellow", "blocked": "red"}
+    for outcome in outcomes:
+        table.add_row(
+            outcome.method,
+            f"{outcome.harmful_rows} of {outcome.rows}",
+            _shown(outcome.harmful_score_after_alignment),
+            _shown(outcome.harmful_score),
+            _shown(outcome.fine_tuning_accuracy, with_interval=False),
+            f"[{colour.get(outcome.gate, 'white')}]{outcome.gate}",
+            f"{outcome.tuning_seconds:.0f}",
+        )
+    return table
+
+
+def _shown(rate: dict[str, float] | None, *, with_interval: bool = True) -> str:
+    if rate is None:
+        return "-"
+    interval = f" ({rate['low']:.1f} to {rate['high']:.1f})" if with_interval else ""
+    return f"{rate['percent']:.1f}%{interval}"
+
+
+def _write_report(path: Path, outcomes: list[Outcome], seed: int, seconds: float) -> Path:
+    report = {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    return path
+
+
+def _model(client: OpenAI, name: str) -> dict[str, Any] | None:
+    try:
+        return _get(client, f"/models/{name}")
+    except NotFoundError:
+        return None
+
+
+def _get(client: OpenAI, path: str) -> dict[str, Any]:
+    answer: dict[str, Any] = client.get(path, cast_to=dict[str, Any])
+    return answer
+
+
+def _post(client: OpenAI, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = client.post(path, body=body, cast_to=dict[str, Any])
+    return answer
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description:<38}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
