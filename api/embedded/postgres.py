@@ -23,6 +23,7 @@ from api.embedded.process import (
     Command,
     Confinement,
     EmbeddedError,
+    end_leftover,
     launcher_command,
     program_of,
     tail,
@@ -55,6 +56,8 @@ class EmbeddedPostgres:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         programs = find_programs()
+        # Now, so that the port it held is free again.
+        end_leftover(self._state, self.name)
         confinement = choose_confinement(programs, self._folder)
         password = kept_secret(self._folder / "password")
         if not (self._data / "PG_VERSION").exists():

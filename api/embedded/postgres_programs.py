@@ -35,12 +35,12 @@ def choose_confinement(programs: Path, folder: Path) -> Confinement:
     """
     if os.geteuid() != 0:
         return Confinement.NONE
-    if _works(Confinement.NAMESPACE, programs, folder):
+    if works(Confinement.NAMESPACE, programs, folder):
         return Confinement.NAMESPACE
     # The other account must be able to pass through our folders; what is secret in them has mode 0600.
     for path in (folder.parent, folder):
         path.chmod(0o711)
-    if _works(Confinement.ACCOUNT, programs, folder):
+    if works(Confinement.ACCOUNT, programs, folder):
         return Confinement.ACCOUNT
     raise EmbeddedError(
         "PostgreSQL refuses to run as root, user namespaces are not permitted here, and another account "
@@ -50,7 +50,8 @@ def choose_confinement(programs: Path, folder: Path) -> Confinement:
 
 
 @functools.cache
-def _works(confinement: Confinement, programs: Path, folder: Path) -> bool:
+def works(confinement: Confinement, programs: Path, folder: Path) -> bool:
+    """Whether the programs and the folder can be reached that way."""
     reach = [
         "/bin/sh",
         "-c",

@@ -23,6 +23,8 @@ from pathlib import Path
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 MAX_LOG_BYTES = 20_000_000
+# How long a process may take to vanish after SIGKILL.
+FORCE_SECONDS = 5.0
 
 
 class EmbeddedError(RuntimeError):
@@ -76,6 +78,7 @@ class ChildProcess:
     def __init__(self, command: Command, state: Path) -> None:
         self.command = command
         self.log = state / "logs" / f"{command.name}.log"
+        self._state = state
         self._record = state / "run" / f"{command.name}.json"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -91,7 +94,7 @@ class ChildProcess:
 
     def start(self) -> None:
         """Start the child, after ending what a killed run left of it."""
-        end_leftover(self._record)
+        end_leftover(self._state, self.name)
         for folder in (self.log.parent, self._record.parent):
             folder.mkdir(parents=True, exist_ok=True)
         _rotate(self.log)
@@ -148,12 +151,13 @@ def tail(log: Path, lines: int = 8) -> str:
 
 def end_leftovers(state: Path) -> list[str]:
     """End every child that a killed run left behind; give their names. Hold the folder's lock."""
-    records = sorted((state / "run").glob("*.json"))
-    return [record.stem for record in records if end_leftover(record)]
+    names = sorted(record.stem for record in (state / "run").glob("*.json"))
+    return [name for name in names if end_leftover(state, name)]
 
 
-def end_leftover(record: Path) -> bool:
-    """End the process that a record names, if it is still the same one; forget the record."""
+def end_leftover(state: Path, name: str) -> bool:
+    """End the child of that name, if an earlier run left it; say whether it did."""
+    record = state / "run" / f"{name}.json"
     try:
         entry = json.loads(record.read_text())
         pid, started = int(entry["pid"]), str(entry["started"])
@@ -162,7 +166,7 @@ def end_leftover(record: Path) -> bool:
         record.unlink(missing_ok=True)
         return False
     was_running = False
-    for number, patience in ((stop_signal, stop_seconds), (signal.SIGKILL, 5.0)):
+    for number, patience in ((stop_signal, stop_seconds), (signal.SIGKILL, FORCE_SECONDS)):
         if started_at(pid) != started:
             break
         was_running = True
@@ -172,7 +176,7 @@ def end_leftover(record: Path) -> bool:
                 os.killpg(pid, number)
         _wait_until_gone(pid, started, patience)
     if started_at(pid) == started:
-        raise EmbeddedError(f"{record.stem} of an earlier run (process {pid}) cannot be ended.")
+        raise EmbeddedError(f"{name} of an earlier run (process {pid}) cannot be ended.")
     record.unlink(missing_ok=True)
     return was_running
 

@@ -13,7 +13,7 @@ import socket
 import time
 from pathlib import Path
 
-from api.embedded.process import ChildProcess, Command, EmbeddedError, tail
+from api.embedded.process import ChildProcess, Command, EmbeddedError, end_leftover, tail
 from api.embedded.state import LOOPBACK, kept_port, kept_secret, write_private
 
 READY_SECONDS = 30.0
@@ -51,6 +51,8 @@ class EmbeddedRedis:
             EmbeddedError: it does not start; the message carries the end of its log.
         """
         program = find_program()
+        # Now, so that the port it held is free again.
+        end_leftover(self._state, self.name)
         password = kept_secret(self._folder / "password")
         for attempt in range(3):
             if attempt == 2 and self._data.exists():
