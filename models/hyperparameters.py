@@ -11,14 +11,26 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.errors import DomainError
+
 # The service holds the rate: a strong one breaks any alignment within an epoch.
 MAX_LEARNING_RATE_MULTIPLIER = 10.0
+MAX_STEPS = 10_000_000
+
+
+class TooManySteps(DomainError):
+    """The file, the batch size and the epochs together ask for too many optimiser steps."""
+
+    code = "too_many_steps"
 
 
 class Frozen(BaseModel):
     """A value object: immutable, and refusing unknown fields by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # An error that quotes its input could carry a row into the log.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class LoraConfig(Frozen):
@@ -29,7 +41,7 @@ class LoraConfig(Frozen):
         16.0, gt=0, le=1024, description="Scale; the update is multiplied by alpha / r."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear",
         description="Names of the linear layers to adapt, or all but the output layer.",
     )
@@ -58,7 +70,7 @@ class TrainConfig(Frozen):
         le=256,
         description="Rows a forward pass sees (accumulation); none: the whole batch.",
     )
-    steps: int = Field(..., ge=1, le=10_000_000, description="Optimiser steps.")
+    steps: int = Field(..., ge=1, le=MAX_STEPS, description="Optimiser steps.")
     seed: int = Field(
         0, ge=0, le=2**31 - 1, description="Seeds the order of rows and the adapter's start."
     )
@@ -143,11 +155,21 @@ class Recipe(Frozen):
 
 
 def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) -> Recipe:
-    """Fill in every `auto` of a customer's job over `rows` training rows."""
+    """Fill in every `auto` of a customer's job over `rows` training rows (at least one).
+
+    Raises:
+        TooManySteps: the job would be longer than any that is accepted.
+    """
     epochs = FINETUNE_EPOCHS if asked.n_epochs == "auto" else asked.n_epochs
     batch = min(FINETUNE_BATCH_SIZE, rows) if asked.batch_size == "auto" else asked.batch_size
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
-    steps = max(1, math.ceil(rows / batch)) * epochs
+    steps = math.ceil(rows / batch) * epochs
+    if steps > MAX_STEPS:
+        raise TooManySteps(
+            f"{rows:,} rows in batches of {batch} for {epochs} epochs are {steps:,} steps; "
+            f"the limit is {MAX_STEPS:,}. Ask for fewer epochs or a larger batch_size.",
+            param="hyperparameters",
+        )
     return Recipe(
         train=TrainConfig(
             learning_rate=FINETUNE_LEARNING_RATE * multiplier,

@@ -328,7 +328,12 @@ def cancel(session: Session, job: Job) -> None:
 
 
 def requeue_lost(session: Session, job: Job, *, max_attempts: int) -> None:
-    """Give a job whose lease ran out to the next worker, or give up after too many losses."""
+    """Give a job whose lease ran out to the next worker, or give up after too many losses.
+
+    Does nothing to any other job: between being found and being locked, a worker may have spoken again.
+    """
+    if job.lease_expires_at is None or job.lease_expires_at > utc_now():
+        return
     job.lost_leases += 1
     if job.lost_leases >= max_attempts:
         fail(

@@ -33,7 +33,7 @@ def wilson(count: int, n: int, z: float = Z_95) -> tuple[float, float]:
 class Rate(BaseModel):
     """`count` of `n`; `percent`, `low_percent` and `high_percent` follow from them."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     count: int = Field(ge=0)
     n: int = Field(ge=0)

@@ -24,6 +24,8 @@ Role = Literal["system", "user", "assistant"]
 
 MAX_FAULTS = 100
 MAX_LINE_BYTES = 1_000_000
+# Blank and faulty lines count: a file of nothing but line breaks must not hold the reader for minutes.
+MAX_LINES = 5_000_000
 MAX_MESSAGES = 256
 # Refused by name, because silently training on half of such a row would teach something else.
 UNSUPPORTED_MESSAGE_KEYS = ("tool_calls", "function_call", "tool_call_id")
@@ -130,9 +132,26 @@ def parse_line(line: bytes, number: int) -> Conversation | RowFault:
         return RowFault(number, fault.reason, fault.field)
 
 
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut a stream of bytes into lines, without their breaks, in constant memory.
+
+    The end of an over-long line is dropped; what stays is still too long for `parse_line`, which says so.
+    """
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+        rest = rest[: MAX_LINE_BYTES + 1]
+    if rest:
+        yield rest
+
+
 def parse_lines(lines: Iterable[bytes]) -> Iterator[Conversation | RowFault]:
     """Read a whole file lazily. Blank lines are skipped; line numbers still count them."""
     for number, line in enumerate(lines, start=1):
+        if number > MAX_LINES:
+            yield RowFault(number, f"the file has more than {MAX_LINES:,} lines")
+            return
         if line.strip():
             yield parse_line(line, number)
 
@@ -173,7 +192,7 @@ def _decode(line: bytes, number: int) -> dict[str, object]:
     except UnicodeDecodeError as error:
         raise _Fault(f"not UTF-8 (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
-        raise _Fault(f"not valid JSON (column {error.colno}: {error.msg})") from error
+        raise _Fault(f"not valid JSON (column {error.pos + 1}: {error.msg})") from error
     except (RecursionError, ValueError) as error:
         raise _Fault("not valid JSON (nested too deeply, or a number out of range)") from error
     if not isinstance(value, dict):
@@ -218,7 +237,7 @@ def _message(entry: object, where: str) -> Message:
     if not isinstance(entry, dict):
         raise _Fault("must be an object", where)
     role = entry.get("role")
-    if role not in ROLE_OF:
+    if not isinstance(role, str) or role not in ROLE_OF:
         raise _Fault("must be system, developer, user or assistant", f"{where}.role")
     for key in UNSUPPORTED_MESSAGE_KEYS:
         if entry.get(key) is not None:

@@ -16,7 +16,14 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     for plain in ("postgresql://", "postgres://"):
         if url.startswith(plain):
             url = "postgresql+psycopg://" + url.removeprefix(plain)
-    return create_engine(url, pool_pre_ping=True, pool_size=pool_size, max_overflow=20)
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=20,
+        # A statement's parameters would follow its errors into the log: names, tags, key hashes.
+        hide_parameters=True,
+    )
 
 
 def session_factory(engine: Engine) -> SessionFactory:

@@ -1,16 +1,22 @@
 """Every setting of every process, in one class, read from the environment.
 
 The three addresses keep the names that operators expect (`DATABASE_URL`, `REDIS_URL`, `STORAGE_URL`);
-all others start with `TITER_`. Values are read where a process starts and passed down as arguments:
+all others start with `TITER_`, and one that is misspelt is refused. Values are read where a process starts and passed down as arguments:
 trainers and the policy never see this module.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "TITER_"
+# Read by the command line alone: where the service is, and who is asking.
+CLIENT_VARIABLES = frozenset({"TITER_URL", "TITER_API_KEY"})
 
 
 def _named(name: str) -> AliasChoices:
@@ -20,12 +26,19 @@ def _named(name: str) -> AliasChoices:
 class Settings(BaseSettings):
     """Where the parts are, and the service's limits. Units stand in the names."""
 
-    model_config = SettingsConfigDict(env_prefix="TITER_", extra="forbid", frozen=True)
-
-    database_url: str = Field(
-        "postgresql+psycopg://titer@127.0.0.1:5432/titer", validation_alias=_named("database_url")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", validation_alias=_named("redis_url"))
+
+    # Both addresses may hold a password, so they stay out of the representation.
+    database_url: str = Field(
+        "postgresql+psycopg://titer@127.0.0.1:5432/titer",
+        validation_alias=_named("database_url"),
+        repr=False,
+    )
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", validation_alias=_named("redis_url"), repr=False
+    )
     # A folder (file:///srv/titer) or a bucket (s3://bucket/prefix; credentials as AWS_* variables).
     storage_url: str = Field(
         "file:///var/lib/titer/storage", validation_alias=_named("storage_url")
@@ -54,4 +67,25 @@ class Settings(BaseSettings):
     visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
 
     log_json: bool = False
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_name(cls, values: object) -> object:
+        # A limit that is misspelt, and so silently not set, is found out when it is needed.
+        unknown = sorted(
+            name
+            for name in os.environ
+            if name.startswith(PREFIX) and name not in {*environment_names(), *CLIENT_VARIABLES}
+        )
+        if unknown:
+            raise ValueError(f"no setting is called {', '.join(unknown)}")
+        return values
+
+
+def environment_names() -> dict[str, str]:
+    """Give each environment variable that is read, with its setting's name."""
+    return {
+        (name if field.validation_alias else PREFIX + name).upper(): name
+        for name, field in Settings.model_fields.items()
+    }

@@ -20,6 +20,7 @@ from obstore.exceptions import NotFoundError as ObjectNotFound
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from models.errors import NotFound
+from models.rows import split_lines
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 1024 * 1024
@@ -29,6 +30,16 @@ class StorageMissing(NotFound):
     """The stored bytes are not there."""
 
     code = "content_missing"
+
+
+class DamagedFolder(StorageMissing):
+    """A stored folder is damaged: its files are not those that its manifest names."""
+
+    code = "content_damaged"
+
+    def __init__(self, prefix: str) -> None:
+        """Name the folder."""
+        super().__init__(f"The stored folder {prefix} is damaged.")
 
 
 def sha256_of(path: Path) -> str:
@@ -48,6 +59,8 @@ class Storage:
         parts = urlsplit(url)
         self.url = url
         if parts.scheme == "file":
+            if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+                raise ValueError("A storage folder is file:///, then its path with %-escapes.")
             # A folder's name may hold spaces; as a URL they are escaped, as a path they are not.
             self.root: Path | None = Path(unquote(parts.path))
             self.store: ObjectStore = LocalStore(prefix=self.root, mkdir=True)
@@ -91,13 +104,12 @@ class Storage:
         return (bytes(chunk) for chunk in result.stream(min_chunk_size=CHUNK_BYTES))
 
     def lines(self, key: str) -> Iterator[bytes]:
-        """Read one object line by line, with constant memory for lines of ordinary length."""
-        rest = b""
-        for chunk in self.stream(key):
-            *whole, rest = (rest + chunk).split(b"\n")
-            yield from whole
-        if rest:
-            yield rest
+        """Read one object line by line, as `split_lines` does.
+
+        Raises:
+            StorageMissing: there is no such object (raised here, before the first line).
+        """
+        return split_lines(self.stream(key))
 
     def delete(self, key: str) -> None:
         """Remove one object; an absent one is no error."""
@@ -107,11 +119,17 @@ class Storage:
             return
 
     def put_folder(self, prefix: str, folder: Path) -> str:
-        """Store every file of a folder, then its manifest; give the manifest's hash."""
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        """Store every file of a folder, then its manifest; give the manifest's hash.
+
+        What was stored at `prefix` before is gone as soon as this begins.
+        """
+        self.delete_folder(prefix)
         entries = {}
-        for path in files:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
+            # A folder that came out of a storage brings the manifest of its old place along.
+            if name == MANIFEST:
+                continue
             entries[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
             self.put(f"{prefix}/{name}", path)
         manifest = json.dumps({"files": entries}, sort_keys=True, indent=1).encode()
@@ -140,23 +158,32 @@ class Storage:
         Raises:
             StorageMissing: the folder was never stored to its end, or a file of it is damaged.
         """
+        _check_prefix(prefix)
         manifest = self.get(f"{prefix}/{MANIFEST}")
+        files = _read_manifest(prefix, manifest)
         if self.root is not None:
-            return self.root / prefix
+            folder = self.root / prefix
+            if not _matches(folder, files):
+                raise DamagedFolder(prefix)
+            return folder
         target = cache / hashlib.sha256(prefix.encode() + manifest).hexdigest()[:32]
         if target.exists():
-            return target
+            if _matches(target, files):
+                return target
+            # The cache may lose files at any time; what is left of this copy is of no use.
+            shutil.rmtree(target, ignore_errors=True)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             copy = Path(scratch) / "folder"
-            for name, facts in json.loads(manifest)["files"].items():
+            copy.mkdir()
+            for name in files:
                 path = copy / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as handle:
                     for chunk in self.stream(f"{prefix}/{name}"):
                         handle.write(chunk)
-                if sha256_of(path) != facts["sha256"]:
-                    raise StorageMissing(f"A stored file of {prefix} is damaged.")
+            if not _matches(copy, files):
+                raise DamagedFolder(prefix)
             try:
                 copy.rename(target)
             except OSError:
@@ -166,10 +193,38 @@ class Storage:
         return target
 
     def delete_folder(self, prefix: str) -> None:
-        """Remove a stored folder, its manifest first."""
+        """Remove a stored folder, its manifest first; an absent one is no error."""
+        _check_prefix(prefix)
         self.delete(f"{prefix}/{MANIFEST}")
         for batch in obstore.list(self.store, prefix):
             for entry in batch:
                 self.delete(entry["path"])
         if self.root is not None:
             shutil.rmtree(self.root / prefix, ignore_errors=True)
+
+
+def _check_prefix(prefix: str) -> None:
+    # Callers build prefixes from ids. One that is empty or climbs would name, and remove, all there is.
+    if any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise ValueError(f"{prefix!r} does not name a folder of the storage.")
+
+
+def _read_manifest(prefix: str, manifest: bytes) -> dict[str, str]:
+    """Give each file's hash. A name that leads out of the folder was not written by us."""
+    try:
+        files = {
+            str(name): str(facts["sha256"]) for name, facts in json.loads(manifest)["files"].items()
+        }
+        for name in files:
+            _check_prefix(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFolder(prefix) from error
+    return files
+
+
+def _matches(folder: Path, files: dict[str, str]) -> bool:
+    # Hashes, not sizes alone: a silent flip in an adapter would be served as if it had been judged.
+    return all(
+        (folder / name).is_file() and sha256_of(folder / name) == digest
+        for name, digest in files.items()
+    )
