@@ -23,6 +23,8 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> None:
     """Confine this process, tie it to its parent, and become the program."""
     confinement, orphan_signal, parent, *command = arguments
+    # What the state folder holds is nobody else's, whatever the shell's habits are.
+    os.umask(0o077)
     if confinement == "namespace":
         enter_user_namespace()
     elif confinement == "account":

@@ -96,7 +96,7 @@ class ChildProcess:
         """Start the child, after ending what a killed run left of it."""
         end_leftover(self._state, self.name)
         for folder in (self.log.parent, self._record.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _rotate(self.log)
         command = self.command
         with self.log.open("ab") as log:

@@ -106,6 +106,11 @@ class EmbeddedService:
         return self._environment["DATABASE_URL"]
 
     @property
+    def redis_url(self) -> str:
+        """The broker in use, with its password."""
+        return self._environment["REDIS_URL"]
+
+    @property
     def failed(self) -> threading.Event:
         """Set when a part keeps dying and the service should end; `failure` says which and why."""
         return self._supervisor.failed

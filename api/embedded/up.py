@@ -28,6 +28,7 @@ def run_up(
     host: str = LOOPBACK,
     port: int = DEFAULT_PORT,
     console: Console | None = None,
+    make_service: type[EmbeddedService] = EmbeddedService,
 ) -> int:
     """Run the service until Ctrl-C, SIGTERM or the terminal's end; give the exit status.
 
@@ -36,6 +37,7 @@ def run_up(
         host: where the api listens.
         port: the api's port; 0 takes a free one.
         console: where to speak.
+        make_service: what to run; tests put in one with fewer processes.
     """
     console = console or Console(stderr=True)
 
@@ -43,7 +45,7 @@ def run_up(
         # Unwrapped and as it is: people copy keys and paths from here.
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    service = EmbeddedService(state, host=host, port=port, notify=lambda line: say(line, "dim"))
+    service = make_service(state, host=host, port=port, notify=lambda line: say(line, "dim"))
     try:
         with _stop_signals(), service:
             say(_welcome(service))
