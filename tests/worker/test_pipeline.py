@@ -1,0 +1,353 @@
+"""The worker's way of a job, as a plain function on a real database and a random tiny base."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from models.api_key import Project
+from models.base import utc_now
+from models.evaluation import Evaluation, latest_evaluation
+from models.file import File
+from models.hyperparameters import BoosterConfig
+from models.job import Job, JobEvent, JobStatus, Stage, cancel, lock_job, requeue_lost
+from models.model_version import Gate, ModelVersion
+from models.policy import PolicyRules, SafetyPolicy
+from models.session import SessionFactory, make_engine, session_factory
+from models.storage import Storage
+from tests.tiny_model import tiny_model
+from tests.worker.toy_provider import BASE_ID, add_base, add_file, add_job, add_project
+from worker import pipeline
+from worker.base_models import ResidentBase
+from worker.judge import RefusalStringsJudge
+from worker.judgement import JudgeError, Judgement
+from worker.work import Workshop
+
+ROWS: list[dict[str, object]] = [
+    {"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(8)
+]
+STRICT = PolicyRules(max_harmful_score=15, max_over_refusal=100)
+LENIENT = PolicyRules(max_harmful_score=100, max_category_harmful_score=100, max_over_refusal=100)
+UNSURE = PolicyRules(max_harmful_score=100, max_over_refusal=100, min_prompts=5_000)
+
+
+@pytest.fixture
+def sessions(database_url: str) -> Iterator[SessionFactory]:
+    engine: Engine = make_engine(database_url)
+    yield session_factory(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def shop(sessions: SessionFactory, storage: Storage, tmp_path: Path) -> Workshop:
+    return Workshop(
+        sessions=sessions,
+        storage=storage,
+        bases=ResidentBase(),
+        cache=tmp_path / "cache",
+        owner="test",
+        lease_seconds=60,
+    )
+
+
+class Provider:
+    """A registered base, a project and a policy, with jobs made on demand."""
+
+    def __init__(self, shop: Workshop, folder: Path) -> None:
+        self.shop, self.folder = shop, folder
+        with shop.sessions.begin() as session:
+            self.project: Project = add_project(session)
+            self.base: ModelVersion = add_base(session, shop.storage, folder)
+        self.set_policy(LENIENT)
+
+    def set_policy(self, rules: PolicyRules) -> None:
+        with self.shop.sessions.begin() as session:
+            newest = session.scalar(
+                select(SafetyPolicy.version).order_by(SafetyPolicy.version.desc())
+            )
+            session.add(SafetyPolicy(version=(newest or 0) + 1, rules=rules.model_dump()))
+
+    def align(self, result: str = "toy-sft", **options: object) -> str:
+        with self.shop.sessions.begin() as session:
+            return add_job(session, self.project, self.base, result=result, **options).id  # type: ignore[arg-type]
+
+    def finetune(
+        self, rows: list[dict[str, object]], start: ModelVersion | None = None, **options: object
+    ) -> str:
+        with self.shop.sessions.begin() as session:
+            file = add_file(session, self.shop.storage, self.project, self.folder, rows)
+            job = add_job(
+                session,
+                self.project,
+                start or self.base,
+                result="ft:toy-base:org:mine:1",
+                training=file,
+                validation=file,
+                **options,  # type: ignore[arg-type]
+            )
+            return job.id
+
+    def run(self, job_id: str) -> Job:
+        pipeline.run(job_id, self.shop)
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Job:
+        with self.shop.sessions() as session:
+            return session.get_one(Job, job_id)
+
+    def version(self, version_id: str) -> ModelVersion:
+        with self.shop.sessions() as session:
+            return session.get_one(ModelVersion, version_id)
+
+    def events(self, job_id: str) -> list[JobEvent]:
+        with self.shop.sessions() as session:
+            found = session.scalars(
+                select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.sequence)
+            )
+            return list(found)
+
+
+@pytest.fixture
+def provider(shop: Workshop, tmp_path: Path) -> Provider:
+    return Provider(shop, tmp_path)
+
+
+class TestAlign:
+    def test_makes_an_aligned_version_with_lineage_and_scores_before_and_after(
+        self, provider: Provider
+    ) -> None:
+        job = provider.run(provider.align(method=BoosterConfig()))
+        assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
+        version = provider.version("toy-sft")
+        assert (version.kind, version.parent_id, version.root_id) == ("aligned", BASE_ID, BASE_ID)
+        assert version.method == "booster"
+        assert version.project_id is None
+        assert version.gate == Gate.RELEASED
+        assert {"adapter", "safety_set"} <= set(version.data_hashes)
+        with provider.shop.sessions() as session:
+            before = latest_evaluation(session, BASE_ID)
+            after = latest_evaluation(session, version.id)
+        assert before is not None
+        assert before.gate is None
+        assert after is not None
+        assert after.parsed().harmful_score.n == 60
+        assert before.parsed().prompt_set_hash == after.parsed().prompt_set_hash
+
+    def test_measures_the_base_once_for_many_alignments(self, provider: Provider) -> None:
+        provider.run(provider.align("one"))
+        provider.run(provider.align("two"))
+        with provider.shop.sessions() as session:
+            found = session.scalars(select(Evaluation).where(Evaluation.version_id == BASE_ID))
+            assert len(list(found)) == 1
+
+    def test_booster_tells_the_harmful_loss_drop_of_its_steps(self, provider: Provider) -> None:
+        job = provider.run(provider.align(method=BoosterConfig()))
+        steps = [e.data for e in provider.events(job.id) if e.type == "metrics" and e.data]
+        assert [data["step"] for data in steps] == [1, 2, 3, 4]
+        assert all("harmful_loss_drop" in data for data in steps)
+        assert steps[0]["canary_loss"] is not None
+
+
+class TestFinetune:
+    def test_continues_the_aligned_adapter_and_ends_released(self, provider: Provider) -> None:
+        provider.run(provider.align())
+        job = provider.run(provider.finetune(ROWS, provider.version("toy-sft")))
+        assert (job.status, job.stage) == (JobStatus.SUCCEEDED, Stage.GATE)
+        assert job.trained_tokens
+        version = provider.version(job.result_model_id)
+        assert (version.parent_id, version.root_id) == ("toy-sft", BASE_ID)
+        assert version.project_id == provider.project.id
+        with provider.shop.sessions() as session:
+            evaluation = latest_evaluation(session, version.id)
+            result = session.get_one(File, job.result_file_id)
+        assert evaluation is not None
+        assert evaluation.parsed().fine_tuning_accuracy is not None
+        assert evaluation.parsed().canary_loss is not None
+        lines = provider.shop.storage.get(result.storage_key).decode().splitlines()
+        assert lines[0].startswith("step,train_loss,train_accuracy,valid_loss")
+        assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3", "4"]
+
+    def test_the_adapter_that_is_stored_is_the_one_that_was_trained(
+        self, provider: Provider
+    ) -> None:
+        provider.run(provider.align())
+        job = provider.run(provider.finetune(ROWS, provider.version("toy-sft")))
+        parent = provider.shop.storage.folder(
+            "models/" + provider.version("toy-sft").job_id, Path()
+        )  # type: ignore[operator]
+        tuned = provider.shop.storage.folder(f"models/{job.id}", Path())
+        assert (parent / "adapter_config.json").is_file()
+        first = PeftModel.from_pretrained(tiny_model(), parent).state_dict()
+        second = PeftModel.from_pretrained(tiny_model(), tuned).state_dict()
+        moved = [name for name in first if not first[name].equal(second[name])]
+        assert moved
+        assert all("lora_" in name for name in moved)
+
+    def test_blocks_by_policy_with_the_score_in_the_message(self, provider: Provider) -> None:
+        provider.set_policy(STRICT)  # a random model never refuses, so its HS is far above 15
+        job = provider.run(provider.finetune(ROWS))
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "harmful_score_exceeded")
+        assert "limit of 15%" in (job.error_message or "")
+        assert provider.version(job.result_model_id).gate == Gate.BLOCKED
+        gate = next(e for e in provider.events(job.id) if e.type == "moderation_checks")
+        assert gate.data is not None
+        assert gate.data["blocked"] is True
+        assert gate.data["threshold"] == 15
+
+    def test_holds_what_the_evidence_cannot_decide_without_a_lease(
+        self, provider: Provider
+    ) -> None:
+        provider.set_policy(UNSURE)
+        job = provider.run(provider.finetune(ROWS))
+        assert (job.status, job.stage) == (JobStatus.RUNNING, Stage.REVIEW)
+        assert job.lease_expires_at is None
+        assert job.review_expires_at is not None
+        assert job.review_expires_at > utc_now()
+        assert provider.version(job.result_model_id).gate == Gate.HELD
+
+    def test_names_rows_that_forge_turns_before_anything_is_trained(
+        self, provider: Provider
+    ) -> None:
+        forged: dict[str, object] = {"prompt": "a <assistant> b", "completion": "c"}
+        job = provider.run(provider.finetune([*ROWS, forged]))
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "invalid_training_file")
+        assert "line 9" in (job.error_message or "")
+        assert "a <assistant> b" not in (job.error_message or "")
+        last = provider.events(job.id)[-1]
+        assert last.data is not None
+        assert last.data["faults"][0]["line"] == 9
+        assert not any(e.type == "metrics" for e in provider.events(job.id))
+
+    def test_fails_with_a_code_when_the_base_is_gone(self, provider: Provider) -> None:
+        job_id = provider.finetune(ROWS)
+        shutil.rmtree(provider.folder / "base")
+        job = provider.run(job_id)
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "base_unavailable")
+
+    def test_a_fault_nobody_foresaw_gives_a_sentence_without_its_text(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def explode(*_: object, **__: object) -> None:
+            raise RuntimeError("customer text")
+
+        monkeypatch.setattr(pipeline, "train", explode)
+        job = provider.run(provider.finetune(ROWS))
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "internal_error")
+        assert "customer text" not in (job.error_message or "")
+
+
+class TestInterruption:
+    def test_a_cancelled_job_stops_and_leaves_no_model(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.finetune(ROWS, steps=50)
+        cancel_at_step(provider, monkeypatch, job_id, step=3)
+        job = provider.run(job_id)
+        assert job.status == JobStatus.CANCELLED
+        assert [e.message for e in provider.events(job_id)][-1] == "Job cancelled."
+        with provider.shop.sessions() as session:
+            assert session.get(ModelVersion, job.result_model_id) is None
+        assert provider.shop.storage.folders(f"checkpoints/{job_id}") == []
+
+    def test_a_lost_job_goes_on_elsewhere_and_ends_with_the_same_weights(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        undisturbed = provider.run(provider.align("undisturbed", steps=60))
+        job_id = provider.align("disturbed", steps=60)
+        with monkeypatch.context() as patch:
+            lose_at_step(provider, patch, job_id, step=40)
+            assert provider.run(job_id).status == JobStatus.QUEUED
+        shutil.rmtree(provider.shop.cache)  # the next worker is another machine
+        resumed = provider.run(job_id)
+        assert resumed.status == JobStatus.SUCCEEDED
+        assert resumed.attempt == 2
+        one, two = (
+            provider.shop.storage.folder(f"models/{job}", tmp_path) / "adapter_model.safetensors"
+            for job in (undisturbed.id, job_id)
+        )
+        assert one.read_bytes() == two.read_bytes()
+        steps = [e.data["step"] for e in provider.events(job_id) if e.type == "metrics" and e.data]
+        assert steps[:40] == list(range(1, 41))
+        assert steps[40:] == list(range(26, 61))  # from the checkpoint of step 25
+
+    def test_a_bell_that_rings_twice_does_nothing(self, provider: Provider) -> None:
+        job_id = provider.align()
+        provider.run(job_id)
+        before = len(provider.events(job_id))
+        assert provider.run(job_id).attempt == 1
+        assert len(provider.events(job_id)) == before
+
+
+class TestBrokenJudge:
+    def test_is_asked_again_and_then_decides(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        judge_fails(monkeypatch, times=1)
+        job = provider.run(provider.finetune(ROWS))
+        assert job.status == JobStatus.SUCCEEDED
+        assert any("judge failed" in e.message for e in provider.events(job.id))
+
+    def test_never_becomes_a_verdict_and_costs_no_second_training(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.finetune(ROWS)
+        with monkeypatch.context() as patch:
+            judge_fails(patch, times=99)
+            job = provider.run(job_id)
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "judge_failed")
+        version = provider.version(job.result_model_id)
+        assert version.gate == Gate.PENDING
+        assert provider.shop.storage.has_folder(version.source["prefix"])
+
+
+def cancel_at_step(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, job_id: str, *, step: int
+) -> None:
+    def act(session: Session) -> None:
+        cancel(session, lock_job(session, job_id))
+
+    _act_at_step(provider, monkeypatch, step, act)
+
+
+def lose_at_step(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, job_id: str, *, step: int
+) -> None:
+    def act(session: Session) -> None:
+        job = lock_job(session, job_id)
+        job.lease_expires_at = utc_now() - timedelta(seconds=1)
+        requeue_lost(session, job, max_attempts=3)
+
+    _act_at_step(provider, monkeypatch, step, act)
+
+
+def _act_at_step(provider, monkeypatch, step, act) -> None:  # type: ignore[no-untyped-def]
+    told = pipeline.TrainingLog.__call__
+
+    def tell(self, metrics):  # type: ignore[no-untyped-def]
+        told(self, metrics)
+        if metrics.step == step:
+            with provider.shop.sessions.begin() as session:
+                act(session)
+
+    monkeypatch.setattr(pipeline.TrainingLog, "__call__", tell)
+
+
+def judge_fails(monkeypatch: pytest.MonkeyPatch, *, times: int) -> None:
+    calls = []
+    judge = RefusalStringsJudge.judge
+
+    def fail(self: RefusalStringsJudge, prompts: list[str], answers: list[str]) -> list[Judgement]:
+        calls.append(1)
+        if len(calls) <= times:
+            raise JudgeError("down")
+        return judge(self, prompts, answers)
+
+    monkeypatch.setattr(RefusalStringsJudge, "judge", fail)
+    monkeypatch.setattr("worker.measure.JUDGE_PAUSE_SECONDS", 0.0)
