@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from models.hyperparameters import LoraConfig
+from worker import lora
+from worker.data import IGNORED, Example
 
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<pad>", "<end>", "<user>", "<assistant>", "<system>"
 CHAT_TEMPLATE = (
@@ -70,3 +77,31 @@ def tiny_model(
 
 def _plain_norm(hidden: int) -> torch.nn.RMSNorm:
     return torch.nn.RMSNorm(hidden, eps=1e-6, dtype=torch.float64)
+
+
+def tiny_adapted(
+    *, dtype: torch.dtype = torch.float32, seed: int = 0, dropout: float = 0.0, r: int = 2
+) -> PeftModel:
+    """Give the tiny model with an adapter that already does something: B is random, not 0."""
+    model = lora.attach(tiny_model(dtype=dtype), LoraConfig(r=r, alpha=4, dropout=dropout), seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in lora.trainable_parameters(model).items():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tiny_examples(
+    count: int, *, seed: int = 0, shortest: int = 4, longest: int = 12
+) -> list[Example]:
+    """Give rows of random tokens and lengths; about the first third of each is its prompt."""
+    draw = random.Random(seed)
+    examples = []
+    for line in range(1, count + 1):
+        length = draw.randint(shortest, longest)
+        tokens = tuple(draw.randrange(256) for _ in range(length))
+        prompt = length // 3
+        labels = (IGNORED,) * prompt + tokens[prompt:]
+        examples.append(Example(tokens, labels, line))
+    return examples

@@ -51,6 +51,7 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
         target_modules=targets if isinstance(targets, str) else list(targets),
         bias="none",
     )
+    was_training = model.training
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
         try:
@@ -61,6 +62,7 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
                 param="target_modules",
             ) from error
     _widen(peft_model)
+    peft_model.train(was_training)  # PEFT's own layers start in training mode: dropout on
     return peft_model
 
 
@@ -74,11 +76,13 @@ def load(model: PreTrainedModel, folder: Path, trainable: bool = True) -> PeftMo
         # Checked here, because PEFT would look for a pickle next, and then on the hub.
         if not (folder / name).is_file():
             raise UnusableAdapter(f"The adapter folder has no {name}.")
+    was_training = model.training
     try:
         peft_model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UnusableAdapter("The adapter does not fit this base model's layers.") from error
     _widen(peft_model)
+    peft_model.train(was_training)
     if not trainable:
         peft_model.requires_grad_(False)
     return peft_model

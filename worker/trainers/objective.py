@@ -33,29 +33,28 @@ class TokenLoss:
 
     def __call__(self, weights: Weights, batches: Sequence[Batch], *, noise: str) -> Measured:
         """Measure at `weights`; see `Objective`."""
+        if not batches:
+            raise ValueError("no batches to measure on")
         tokens = sum(batch.trained_tokens for batch in batches)
         leaves = {
             name: tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             for name, tensor in weights.items()
         }
         named = {f"model.{name}": leaf for name, leaf in leaves.items()}
-        loss = correct = gradient = None
+        totals: list[torch.Tensor] = []
         with _private_noise(
             private_seed(self._seed, noise, self.step), batches[0].input_ids.device
         ):
             for batch in batches:
-                part, right, slope = torch.func.functional_call(
+                parts = torch.func.functional_call(
                     self._pass, named, (batch, list(leaves.values()), tokens)
                 )
-                loss = part if loss is None else loss + part
-                correct = right if correct is None else correct + right
-                if gradient is None:
-                    gradient = slope
+                if not totals:
+                    totals = parts
                 else:
-                    for total, summand in zip(gradient, slope, strict=True):
-                        total.add_(summand)
-        if loss is None or correct is None or gradient is None:
-            raise ValueError("no batches to measure on")
+                    for total, part in zip(totals, parts, strict=True):
+                        total.add_(part)
+        loss, correct, *gradient = totals
         return Measured(loss, dict(zip(leaves, gradient, strict=True)), correct / tokens, tokens)
 
 
@@ -70,15 +69,14 @@ class _Pass(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, batch: Batch, leaves: list[torch.Tensor], tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def forward(self, batch: Batch, leaves: list[torch.Tensor], tokens: int) -> list[torch.Tensor]:
+        """Give this batch's part of the mean loss, its tokens put first, and the part's gradient."""
         with torch.enable_grad():
             loss, correct = token_sums(self.model, batch)
             share = loss / tokens
             # An expert that no token of the batch was sent to has no gradient: 0, not an error.
             gradient = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
-        return share.detach(), correct, [part.detach() for part in gradient]
+        return [share.detach(), correct, *(part.detach() for part in gradient)]
 
 
 def token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
