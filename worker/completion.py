@@ -130,6 +130,7 @@ class Completion:
         self._version, self._root = version, root
         self._asked, self._prompt, self._limit = asked, prompt, limit
         self._new_tokens = 0
+        self._is_cut = False
         self.finish_reason = "stop"
 
     def usage(self) -> dict[str, int]:
@@ -165,6 +166,8 @@ class Completion:
                 thread.join()
             if failure:
                 raise failure[0]
+            if self._is_cut:
+                self.finish_reason = "stop"
 
     def _until_stop(self, streamer: TextIteratorStreamer, halt: _Halt) -> Iterator[str]:
         # A stop word may come in parts, so as much text as could begin one is held back.
@@ -174,8 +177,8 @@ class Completion:
             text += str(piece)
             at = min((i for w in self._asked.stop if (i := text.find(w)) >= 0), default=-1)
             if at >= 0:
+                self._is_cut = True
                 halt.set()
-                self.finish_reason = "stop"
                 yield text[told:at]
                 return
             safe = max(told, len(text) - held)
@@ -233,8 +236,7 @@ class Completion:
             )
         new = output[0, len(self._prompt) :].tolist()
         self._new_tokens = len(new)
-        if not halt.is_set() and (not new or new[-1] not in stops):
-            self.finish_reason = "length"
+        self.finish_reason = "stop" if new and new[-1] in stops else "length"
 
 
 class _Halt(StoppingCriteria):
@@ -245,9 +247,6 @@ class _Halt(StoppingCriteria):
 
     def set(self) -> None:
         self._event.set()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
 
     def __call__(self, input_ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
