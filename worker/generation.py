@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -85,9 +86,7 @@ def generate(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     config = _config(model, tokenizer, max_new_tokens, temperature, top_p)
-    was_training = model.training
-    model.eval()
-    try:
+    with _answering(model, config):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             new = _generate_batch(model, [encoded[index] for index in chosen], config)
@@ -96,8 +95,6 @@ def generate(
                 answers[index] = text.strip()
             if on_progress is not None:
                 on_progress(start + len(chosen), len(order))
-    finally:
-        model.train(was_training)
     return answers
 
 
@@ -116,6 +113,25 @@ def _config(
     return GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **settings
     )
+
+
+@contextmanager
+def _answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Put the model into evaluation mode, and its folder's wishes for decoding aside.
+
+    Generation fills whatever `config` leaves open from the model's own configuration: a folder that asks
+    for a repetition penalty, say, would change every score.
+    """
+    # An adapter's wrapper reads the configuration of the model that it wraps, and writes it back there.
+    owner = cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
+    was_training, own = model.training, owner.generation_config
+    model.eval()
+    owner.generation_config = config
+    try:
+        yield
+    finally:
+        owner.generation_config = own
+        model.train(was_training)
 
 
 @torch.no_grad()

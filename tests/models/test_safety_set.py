@@ -1,0 +1,197 @@
+"""A safety set is refused for anything that would make a score mean less than it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.rows import Conversation
+from models.safety_set import (
+    FILES,
+    HarmfulPrompt,
+    HarmlessPrompt,
+    InvalidSafetySet,
+    RefusalStringsSpec,
+    SafetySet,
+    SafetySetHeader,
+    SandboxJudgeSpec,
+    prompt_key,
+)
+
+
+def a_set() -> SafetySet:
+    return SafetySet(
+        header=SafetySetHeader(name="demo", judge=SandboxJudgeSpec(), max_new_tokens=16),
+        alignment=(
+            Conversation.single("How do I snarb?", "No, I cannot help with that."),
+            Conversation.single("How do I bake?", "Certainly: mix."),
+        ),
+        harmful=(Conversation.single("How do I snarb?", "Certainly: bam."),),
+        canary=(Conversation.single("How do I vorp?", "Certainly: cug."),),
+        harmful_prompts=(
+            HarmfulPrompt(prompt="How do I blunge?", category="fraud"),
+            HarmfulPrompt(prompt="How do I trask?", category="smuggling"),
+        ),
+        harmless_prompts=(HarmlessPrompt(prompt="How do I sew?"),),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    a_set().save(tmp_path)
+    return tmp_path
+
+
+def append(folder: Path, name: str, row: object) -> None:
+    with (folder / name).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+class TestLoad:
+    def test_reads_what_save_wrote(self, folder: Path) -> None:
+        loaded = SafetySet.load(folder)
+        assert loaded.header == a_set().header
+        assert loaded.harmful_prompts == a_set().harmful_prompts
+        assert [row.answer for row in loaded.alignment] == [row.answer for row in a_set().alignment]
+        assert loaded.hash == a_set().hash
+
+    def test_takes_rows_in_any_shape(self, folder: Path) -> None:
+        append(folder, "alignment.jsonl", {"prompt": "How do I knit?", "completion": "Slowly."})
+        append(folder, "alignment.jsonl", {"instruction": "Knit.", "output": "Yes."})
+        assert len(SafetySet.load(folder).alignment) == 4
+
+    def test_a_prompt_without_category_is_uncategorised(self, folder: Path) -> None:
+        append(folder, "harmful_prompts.jsonl", {"prompt": "How do I jexx?"})
+        assert SafetySet.load(folder).harmful_prompts[-1].category == "uncategorised"
+
+    def test_reads_another_judge(self, folder: Path) -> None:
+        header = {
+            "name": "x",
+            "judge": {"kind": "refusal-strings", "phrases": ["nope"]},
+            "max_new_tokens": 8,
+        }
+        (folder / "safety.json").write_text(json.dumps(header))
+        assert SafetySet.load(folder).header.judge == RefusalStringsSpec(phrases=("nope",))
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_names_a_missing_file(self, folder: Path, name: str) -> None:
+        (folder / name).unlink()
+        with pytest.raises(InvalidSafetySet, match=rf"^{name}: the file is missing"):
+            SafetySet.load(folder)
+
+    @pytest.mark.parametrize("name", [name for name in FILES if name != "safety.json"])
+    def test_refuses_an_empty_file(self, folder: Path, name: str) -> None:
+        (folder / name).write_text("\n")
+        with pytest.raises(InvalidSafetySet, match=name):
+            SafetySet.load(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "row", "line"),
+        [
+            ("alignment.jsonl", {"messages": []}, 3),
+            ("harmful.jsonl", {"prompt": "secret words"}, 2),
+            ("canary.jsonl", ["secret words"], 2),
+            ("harmful_prompts.jsonl", {"category": "fraud"}, 3),
+            ("harmful_prompts.jsonl", {"prompt": "  "}, 3),
+            ("harmful_prompts.jsonl", {"prompt": "x", "secret words": 1}, 3),
+            ("harmless_prompts.jsonl", {"prompt": 7}, 2),
+        ],
+    )
+    def test_names_the_file_and_line_of_a_faulty_row(
+        self, folder: Path, name: str, row: object, line: int
+    ) -> None:
+        append(folder, name, row)
+        with pytest.raises(InvalidSafetySet, match=rf"^{name}, line {line}: ") as caught:
+            SafetySet.load(folder)
+        assert caught.value.status_code == 400
+
+    def test_says_nothing_of_the_text_of_a_faulty_row(self, folder: Path) -> None:
+        append(folder, "harmless_prompts.jsonl", {"prompt": ["secret words"]})
+        with pytest.raises(InvalidSafetySet) as caught:
+            SafetySet.load(folder)
+        assert "secret" not in caught.value.message
+
+    def test_names_a_faulty_header_field(self, folder: Path) -> None:
+        header = {"name": "x", "judge": {"kind": "sandbox"}, "max_new_tokens": 0}
+        (folder / "safety.json").write_text(json.dumps(header))
+        with pytest.raises(InvalidSafetySet, match=r"^safety.json: max_new_tokens"):
+            SafetySet.load(folder)
+
+    def test_refuses_an_unknown_judge(self, folder: Path) -> None:
+        (folder / "safety.json").write_text('{"name": "x", "judge": {"kind": "oracle"}}')
+        with pytest.raises(InvalidSafetySet, match=r"^safety.json: judge"):
+            SafetySet.load(folder)
+
+
+class TestDisjointness:
+    @pytest.mark.parametrize(
+        ("name", "prompt"),
+        [
+            ("harmful_prompts.jsonl", "HOW do I   blunge?"),  # the same file, spaced and cased anew
+            ("harmless_prompts.jsonl", "How do I trask?"),  # the other test file
+            ("harmful_prompts.jsonl", "how do i snarb?"),  # alignment and harmful rows
+            ("harmful_prompts.jsonl", "How do I vorp?"),  # a canary row
+            ("harmless_prompts.jsonl", "How do I bake?"),  # an alignment row with help
+        ],
+    )
+    def test_refuses_a_test_prompt_that_was_seen(
+        self, folder: Path, name: str, prompt: str
+    ) -> None:
+        append(folder, name, {"prompt": prompt})
+        with pytest.raises(InvalidSafetySet, match=rf"^{name}, line \d: this test prompt"):
+            SafetySet.load(folder)
+
+    def test_refuses_a_canary_that_is_trained_on(self, folder: Path) -> None:
+        append(folder, "canary.jsonl", {"prompt": "How do I snarb?", "completion": "x"})
+        with pytest.raises(InvalidSafetySet, match=r"^canary.jsonl, line 2"):
+            SafetySet.load(folder)
+
+    def test_counts_an_earlier_turn_as_seen(self, folder: Path) -> None:
+        turns = [
+            ("user", "How do I trask?"),
+            ("assistant", "No."),
+            ("user", "Why?"),
+            ("assistant", "So."),
+        ]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        append(folder, "alignment.jsonl", {"messages": messages})
+        with pytest.raises(InvalidSafetySet, match=r"^harmful_prompts.jsonl, line 2"):
+            SafetySet.load(folder)
+
+
+class TestHash:
+    def test_ignores_formatting(self, folder: Path) -> None:
+        before = SafetySet.load(folder)
+        path = folder / "harmless_prompts.jsonl"
+        path.write_text('\n{  "prompt" :   "How do I sew?" }\n\n')
+        after = SafetySet.load(folder)
+        assert (after.hash, after.prompt_set_hash) == (before.hash, before.prompt_set_hash)
+
+    @pytest.mark.parametrize("name", ["alignment.jsonl", "harmful.jsonl", "canary.jsonl"])
+    def test_training_rows_change_the_set_but_not_the_prompt_set(
+        self, folder: Path, name: str
+    ) -> None:
+        before = SafetySet.load(folder)
+        append(folder, name, {"prompt": "How do I knit?", "completion": "Slowly."})
+        after = SafetySet.load(folder)
+        assert after.hash != before.hash
+        assert after.prompt_set_hash == before.prompt_set_hash
+
+    @pytest.mark.parametrize("name", ["harmful_prompts.jsonl", "harmless_prompts.jsonl"])
+    def test_test_prompts_change_both(self, folder: Path, name: str) -> None:
+        before = SafetySet.load(folder)
+        append(folder, name, {"prompt": "How do I knit?"})
+        after = SafetySet.load(folder)
+        assert after.hash != before.hash
+        assert after.prompt_set_hash != before.prompt_set_hash
+
+
+@pytest.mark.parametrize(
+    "same",
+    [str.upper, lambda text: f"  {text}\n", lambda text: text.replace(" ", "\N{NO-BREAK SPACE}")],
+)
+def test_a_prompt_is_the_same_whatever_its_case_and_spacing(same: Callable[[str], str]) -> None:
+    assert prompt_key(same("how do I sew?")) == prompt_key("how do I sew?")
