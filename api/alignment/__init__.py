@@ -1,0 +1,1 @@
+"""Alignment jobs, the provider's side."""

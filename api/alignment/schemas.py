@@ -1,0 +1,23 @@
+"""Alignment jobs as operators ask for them. They are shown as every other job."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from api.jobs.schemas import Metadata, Seed
+from api.registry.names import ModelName
+from api.schemas import Identifier, Schema
+from models.hyperparameters import AlignHyperparameters, AlignmentMethod
+
+
+class CreateAlignment(Schema):
+    """Which base to harden, and how."""
+
+    model: Identifier = Field(description="A registered base model.")
+    method: AlignmentMethod = Field(description='For example {"name": "booster", "lambda": 20}.')
+    hyperparameters: AlignHyperparameters = Field(default_factory=AlignHyperparameters)
+    name: ModelName | None = Field(
+        None, description="Public name of the new version; by default the base's and the method's."
+    )
+    seed: Seed | None = None
+    metadata: Metadata | None = None

@@ -1,0 +1,76 @@
+"""The application: every part of the api put together, from settings. Read this to find a route.
+
+`uvicorn --factory api.app:create_app` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import health
+from api.alignment.routes import router as alignment
+from api.dashboard import mount_dashboard
+from api.errors import install_error_handlers
+from api.files.routes import router as files
+from api.inference.routes import router as inference
+from api.inference.service import make_client
+from api.jobs.routes import router as jobs
+from api.keys.routes import router as keys
+from api.limits import BodyLimit
+from api.queue import Doorbell
+from api.registry.routes import router as registry
+from api.request_log import RequestLog
+from models.log import configure_logging
+from models.session import make_engine, session_factory
+from models.settings import Settings
+from models.storage import Storage
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the application. Nothing is connected before the first request.
+
+    Args:
+        settings: read from the environment when absent; then logging is set up as well.
+    """
+    if settings is None:
+        settings = Settings()
+        configure_logging(as_json=settings.log_json, level=settings.log_level)
+    engine = make_engine(settings.database_url)
+    doorbell = Doorbell(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with make_client(settings.serving_url, settings.serving_token) as serving:
+            app.state.serving = serving
+            yield
+        doorbell.close()
+        engine.dispose()
+
+    app = FastAPI(
+        title="Titer",
+        description="Fine-tuning as a service whose models stay safe.",
+        lifespan=lifespan,
+        # The documentation pages load their scripts from elsewhere; the schema is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.sessions = session_factory(engine)
+    app.state.storage = Storage(settings.storage_url)
+    app.state.doorbell = doorbell
+    install_error_handlers(app)
+    for router in (files, jobs, alignment, registry, inference, keys, health.router):
+        app.include_router(router)
+    mount_dashboard(app, settings)
+    # The last added is the outermost.
+    app.add_middleware(
+        BodyLimit,
+        max_file_bytes=settings.max_file_bytes,
+        max_request_bytes=settings.max_request_bytes,
+    )
+    app.add_middleware(RequestLog)
+    return app

@@ -1,0 +1,147 @@
+"""What routes are given: a session, the caller, storage, settings.
+
+One transaction per request: it commits before the response is sent, and only then is anything done that
+cannot be taken back (`after_commit`): a doorbell rung earlier would call a worker to a row not there yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from api.queue import Doorbell, ring
+from models.api_key import ApiKey, Project, Scope, find_key
+from models.errors import Forbidden, Unauthorized
+from models.session import SessionFactory
+from models.settings import Settings
+from models.storage import Storage
+
+log = structlog.get_logger(__name__)
+
+_QUEUED = "queued_job_ids"
+_AFTERWARDS = "after_commit"
+MAX_TOKEN_CHARACTERS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent the request, by its API key."""
+
+    key: ApiKey
+
+    @property
+    def project(self) -> Project:
+        """The tenant that the key belongs to."""
+        return self.key.project
+
+    @property
+    def scopes(self) -> frozenset[Scope]:
+        """What the key may do."""
+        return frozenset(Scope(scope) for scope in self.key.scopes)
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the caller runs the service."""
+        return Scope.OPERATOR in self.scopes
+
+    @property
+    def visible_project_id(self) -> str | None:
+        """The one project whose jobs and models the caller may see; None: every project's."""
+        return None if self.is_operator else self.project.id
+
+
+def enqueue(session: Session, job_id: str) -> None:
+    """Ring the doorbell for a job once this session's transaction is committed."""
+    session.info.setdefault(_QUEUED, []).append(job_id)
+
+
+def after_commit(session: Session, action: Callable[[], None]) -> None:
+    """Do something once this session's transaction is committed. A failure is logged, not raised."""
+    session.info.setdefault(_AFTERWARDS, []).append(action)
+
+
+@contextmanager
+def transaction(sessions: SessionFactory, doorbell: Doorbell) -> Iterator[Session]:
+    """Open a session, commit it at the end, then do what waits for the commit."""
+    with sessions() as session:
+        yield session
+        session.commit()
+        job_ids = session.info.pop(_QUEUED, [])
+        actions = session.info.pop(_AFTERWARDS, [])
+    if job_ids:
+        ring(sessions, doorbell, job_ids)
+    for action in actions:
+        try:
+            action()
+        except Exception:
+            log.exception("after_commit_failed")
+
+
+def app_transaction(app: FastAPI) -> AbstractContextManager[Session]:
+    """Open a transaction apart from the request's session, as routes that stream must."""
+    return transaction(app.state.sessions, app.state.doorbell)
+
+
+def get_session(request: Request) -> Iterator[Session]:
+    """Give the request's session."""
+    with transaction(request.app.state.sessions, request.app.state.doorbell) as session:
+        yield session
+
+
+def get_caller(
+    request: Request,
+    credentials: Annotated[
+        HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
+    ],
+) -> Caller:
+    """Tell who calls, in a short session of its own, so that an upload holds no connection.
+
+    Raises:
+        Unauthorized: no key, an unknown or a revoked one.
+        Forbidden: the key has no scope at all.
+    """
+    if credentials is None or not 0 < len(credentials.credentials) <= MAX_TOKEN_CHARACTERS:
+        raise Unauthorized
+    with request.app.state.sessions() as session:
+        caller = Caller(find_key(session, credentials.credentials))
+    structlog.contextvars.bind_contextvars(key_id=caller.key.id)
+    if not caller.scopes:
+        raise Forbidden
+    return caller
+
+
+def _needs(scope: Scope) -> Callable[[Caller], Caller]:
+    def check(caller: CallerDep) -> Caller:
+        if scope not in caller.scopes:
+            raise Forbidden(f"This API key does not have the scope {scope.value!r}.")
+        return caller
+
+    return check
+
+
+def get_storage(request: Request) -> Storage:
+    """Give the object store."""
+    storage: Storage = request.app.state.storage
+    return storage
+
+
+def get_settings(request: Request) -> Settings:
+    """Give the settings that the app was made with."""
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+CallerDep = Annotated[Caller, Depends(get_caller)]
+CustomerDep = Annotated[Caller, Depends(_needs(Scope.CUSTOMER))]
+require_operator = _needs(Scope.OPERATOR)
+OperatorDep = Annotated[Caller, Depends(require_operator)]
+StorageDep = Annotated[Storage, Depends(get_storage)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]

@@ -1,0 +1,1 @@
+"""Chat with released models, passed on to the inference server."""

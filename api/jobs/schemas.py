@@ -1,0 +1,127 @@
+"""Fine-tuning jobs as clients send and see them. Alignment jobs share what is seen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints
+
+from api.schemas import Identifier, JsonObject, Schema
+from models.base import unix
+from models.hyperparameters import FinetuneHyperparameters
+from models.job import JobEvent
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Drawn at random when it is absent.")]
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16, description="Up to 16 labels of your own."),
+]
+
+
+class Supervised(Schema):
+    """The parameters of supervised fine-tuning."""
+
+    hyperparameters: FinetuneHyperparameters | None = None
+
+
+class Method(Schema):
+    """How to tune. The other methods of OpenAI's schema are read, so that they are refused by name."""
+
+    type: str = Field("supervised", max_length=64)
+    supervised: Supervised | None = None
+    dpo: dict[str, object] | None = None
+    reinforcement: dict[str, object] | None = None
+
+
+class CreateJob(Schema):
+    """What to tune, on what, and how."""
+
+    model: Identifier = Field(
+        description="A released aligned base, or one of your own released tuned models."
+    )
+    training_file: Identifier
+    validation_file: Identifier | None = None
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    seed: Seed | None = None
+    method: Method | None = None
+    hyperparameters: FinetuneHyperparameters | None = Field(
+        None, description="The older place for what `method.supervised` carries."
+    )
+    metadata: Metadata | None = None
+    integrations: list[object] | None = Field(None, max_length=5)
+
+
+class JobError(Schema):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class JobObject(Schema):
+    """A job. Every field that OpenAI's schema requires is there with its exact type; ours come after."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    model: str
+    fine_tuned_model: str | None = Field(description="Set once the safety gate released the model.")
+    status: str
+    organization_id: str
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    seed: int
+    error: JobError | None
+    hyperparameters: dict[str, float | int | str]
+    method: JsonObject
+    metadata: dict[str, str] | None
+    integrations: list[JsonObject] = Field(default_factory=list)
+    user_provided_suffix: str | None
+
+    kind: str = Field(description="`finetune` or `align`.")
+    stage: str | None = Field(description="Where a running job is: train, evaluate, gate, review.")
+    result_model: str = Field(description="The name of the version that the job makes.")
+    started_at: int | None
+    total_steps: int
+    safety: JsonObject | None = Field(
+        description="The gate's decision and the evidence; null until the model was evaluated."
+    )
+
+
+class EventObject(Schema):
+    """One line of a job's log. `metrics` events carry numbers in `data`."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: JsonObject | None
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        """Show a stored event."""
+        return cls(
+            id=event.id,
+            created_at=unix(event.created_at),
+            level=event.level,
+            message=event.message,
+            type=event.type,
+            data=event.data,
+        )
+
+
+class CheckpointObject(Schema):
+    """A checkpoint that can be used as a model. None are kept for use so far."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"

@@ -1,0 +1,290 @@
+"""Jobs of both kinds: reading and cancelling them, and making those that fine-tune.
+
+Every function takes a session and leaves the commit to its caller. Operators see every project's jobs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+from pydantic import ValidationError
+from sqlalchemy import select, tuple_
+from sqlalchemy.orm import Session
+
+from api.deps import enqueue
+from api.files.service import FINE_TUNE
+from api.jobs.replay import Replay, find_replayed, request_hash
+from api.jobs.schemas import CreateJob
+from models.api_key import Project
+from models.base import new_id
+from models.errors import DomainError
+from models.file import File, get_file
+from models.hyperparameters import FinetuneHyperparameters, Recipe, resolve_finetune
+from models.job import Job, JobEvent, JobKind, JobNotFound, append_event, cancel, lock_job
+from models.model_version import (
+    Gate,
+    ModelBlocked,
+    ModelVersion,
+    VersionKind,
+    get_version,
+)
+
+MIN_ROWS = 10
+MAX_SEED = 2**31 - 1
+
+
+class ModelNotAligned(DomainError):
+    """The model is a base that has not been aligned; only aligned models can be fine-tuned."""
+
+    code = "model_not_aligned"
+
+
+class UnsupportedMethod(DomainError):
+    """Only the method 'supervised' is supported."""
+
+    code = "unsupported_method"
+
+
+class UnsupportedOption(DomainError):
+    """The request asks for something that Titer does not do."""
+
+    code = "unsupported"
+
+
+class WrongPurpose(DomainError):
+    """The file was not uploaded for fine-tuning."""
+
+    code = "invalid_file_purpose"
+
+
+class TooFewRows(DomainError):
+    """The training file has too few rows."""
+
+    code = "invalid_n_examples"
+
+
+class TooManySteps(DomainError):
+    """These rows, epochs and batch size make more steps than a job may take."""
+
+    code = "too_many_steps"
+
+
+def create_finetune(session: Session, project: Project, asked: CreateJob, replay: Replay) -> Job:
+    """Make a fine-tuning job, or give the one that this same request made before.
+
+    Raises:
+        ModelNotFound: there is no such model for this project.
+        ModelNotAligned: it is a raw base.
+        ModelBlocked: it has not passed the gate.
+        FileNotFound: a file is absent or another project's.
+        WrongPurpose: a file is not a data set.
+        TooFewRows: the training file has fewer than ten rows.
+        UnsupportedMethod: another method than supervised fine-tuning.
+        UnsupportedOption: integrations, or two contradicting sets of hyper-parameters.
+    """
+    request_sha256 = request_hash(JobKind.FINETUNE, asked)
+    earlier = find_replayed(session, project.id, replay, request_sha256)
+    if earlier is not None:
+        return earlier
+    hyperparameters = chosen_hyperparameters(asked)
+    if asked.integrations:
+        raise UnsupportedOption("Integrations are not supported.", param="integrations")
+    model = tunable(session, asked.model, project.id)
+    training = _data_set(session, project.id, asked.training_file, "training_file")
+    rows = training.rows or 0
+    if rows < MIN_ROWS:
+        raise TooFewRows(
+            f"Training file has {rows} example(s), but must have at least {MIN_ROWS} examples.",
+            param="training_file",
+        )
+    validation = None
+    if asked.validation_file is not None:
+        validation = _data_set(session, project.id, asked.validation_file, "validation_file")
+    seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+    job = Job(
+        project_id=project.id,
+        kind=JobKind.FINETUNE,
+        model_id=model.id,
+        result_model_id=tuned_name(model.root_id, project, asked.suffix),
+        training_file_id=training.id,
+        validation_file_id=validation.id if validation else None,
+        suffix=asked.suffix,
+        seed=seed,
+        recipe=_recipe(hyperparameters, rows, seed).model_dump(mode="json"),
+        tags=asked.metadata or {},
+        replay_key=replay.key,
+        request_sha256=request_sha256,
+    )
+    start(session, job)
+    return job
+
+
+def start(session: Session, job: Job) -> None:
+    """Put a new job of either kind into the queue."""
+    session.add(job)
+    session.flush()
+    append_event(session, job, f"Created fine-tuning job: {job.id}")
+    append_event(session, job, "Files validated, job is queued.")
+    enqueue(session, job.id)
+
+
+def tuned_name(root_id: str, project: Project, suffix: str | None) -> str:
+    """Make the name of a tuned model, in the form that OpenAI's clients know."""
+    organization = project.organization_id.removeprefix("org-")
+    return f"ft:{root_id}:{organization}:{suffix or ''}:{new_id('', 8).removeprefix('-')}"
+
+
+def chosen_hyperparameters(asked: CreateJob) -> FinetuneHyperparameters:
+    """Give the hyper-parameters from whichever of their two places was used.
+
+    Raises:
+        UnsupportedMethod: the method is not supervised fine-tuning.
+        UnsupportedOption: both places are filled, and differ.
+    """
+    method = asked.method
+    if method is not None and (method.type != "supervised" or method.dpo or method.reinforcement):
+        raise UnsupportedMethod(param="method")
+    nested = method.supervised.hyperparameters if method and method.supervised else None
+    if nested is not None and asked.hyperparameters is not None and nested != asked.hyperparameters:
+        raise UnsupportedOption(
+            "`hyperparameters` and `method.supervised.hyperparameters` contradict each other. "
+            "Send one of them.",
+            param="hyperparameters",
+        )
+    return nested or asked.hyperparameters or FinetuneHyperparameters()
+
+
+def tunable(session: Session, model_id: str, project_id: str) -> ModelVersion:
+    """Give a model that the project may tune, kept from deletion until the transaction ends."""
+    model = get_version(session, model_id, project_id=project_id)
+    session.refresh(model, with_for_update={"read": True})
+    # It may have gone while we waited.
+    model = get_version(session, model_id, project_id=project_id)
+    if model.kind == VersionKind.BASE:
+        aligned = session.scalars(
+            select(ModelVersion.id)
+            .where(
+                ModelVersion.root_id == model.root_id,
+                ModelVersion.kind == VersionKind.ALIGNED,
+                ModelVersion.gate == Gate.RELEASED,
+                ModelVersion.deleted_at.is_(None),
+            )
+            .order_by(ModelVersion.created_at.desc())
+            .limit(5)
+        ).all()
+        advice = (
+            f"Use an aligned version of it: {', '.join(aligned)}."
+            if aligned
+            else "The provider must align it first (titer align, or POST /v1/alignment/jobs)."
+        )
+        raise ModelNotAligned(
+            f"The model {model.id!r} has not been aligned, so it cannot be fine-tuned. {advice}",
+            param="model",
+        )
+    refuse_unreleased(model)
+    return model
+
+
+def refuse_unreleased(model: ModelVersion) -> None:
+    """Let only released models pass.
+
+    Raises:
+        ModelBlocked: with the gate's reasons.
+    """
+    if not model.is_released:
+        reasons = " ".join(str(reason) for reason in model.gate_reasons)
+        raise ModelBlocked(
+            f"The model {model.id!r} has not passed the safety gate (it is {model.gate}). {reasons}".strip(),
+            param="model",
+        )
+
+
+def list_jobs(
+    session: Session,
+    kind: JobKind,
+    *,
+    project_id: str | None,
+    after: str | None,
+    limit: int,
+    metadata: Mapping[str, str] | None = None,
+    without_metadata: bool = False,
+) -> tuple[Sequence[Job], bool]:
+    """Give one page of jobs, newest first, and whether more follow."""
+    query = select(Job).where(Job.kind == kind)
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    if metadata:
+        query = query.where(Job.tags.contains(dict(metadata)))
+    if without_metadata:
+        query = query.where(Job.tags == {})
+    if after is not None:
+        last = get_job(session, kind, after, project_id=project_id)
+        query = query.where(tuple_(Job.created_at, Job.id) < tuple_(last.created_at, last.id))
+    found = session.scalars(
+        query.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)
+    ).all()
+    return found[:limit], len(found) > limit
+
+
+def get_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
+    """Give a job that the caller may see.
+
+    Raises:
+        JobNotFound: it is absent, of the other kind, or another project's.
+    """
+    query = select(Job).where(Job.id == job_id, Job.kind == kind)
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    job = session.scalar(query)
+    if job is None:
+        raise JobNotFound(f"No job {job_id[:64]!r} in this project.", param="fine_tuning_job_id")
+    return job
+
+
+def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
+    """Cancel a job, whatever it is doing.
+
+    Raises:
+        JobNotFound: it is absent, of the other kind, or another project's.
+        IllegalTransition: it has ended already.
+    """
+    get_job(session, kind, job_id, project_id=project_id)
+    job = lock_job(session, job_id)
+    cancel(session, job)
+    return job
+
+
+def list_events(
+    session: Session, job: Job, *, after: str | None, limit: int
+) -> tuple[Sequence[JobEvent], bool]:
+    """Give one page of a job's log, newest first, and whether more follow."""
+    query = select(JobEvent).where(JobEvent.job_id == job.id)
+    if after is not None:
+        last = session.scalar(
+            select(JobEvent.sequence).where(JobEvent.id == after, JobEvent.job_id == job.id)
+        )
+        if last is None:
+            raise DomainError("There is no such event in this job.", param="after")
+        query = query.where(JobEvent.sequence < last)
+    found = session.scalars(query.order_by(JobEvent.sequence.desc()).limit(limit + 1)).all()
+    return found[:limit], len(found) > limit
+
+
+def _data_set(session: Session, project_id: str, file_id: str, param: str) -> File:
+    file = get_file(session, project_id, file_id)
+    session.refresh(file, with_for_update={"read": True})
+    file = get_file(session, project_id, file_id)
+    if file.purpose != FINE_TUNE:
+        raise WrongPurpose(
+            f"The file {file.id} has purpose {file.purpose!r}; a data set has {FINE_TUNE!r}.",
+            param=param,
+        )
+    return file
+
+
+def _recipe(asked: FinetuneHyperparameters, rows: int, seed: int) -> Recipe:
+    try:
+        return resolve_finetune(asked, rows=rows, seed=seed)
+    except ValidationError as error:
+        raise TooManySteps(param="hyperparameters") from error

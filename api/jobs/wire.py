@@ -1,0 +1,114 @@
+"""Turns stored jobs, of either kind, into the object that clients see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.jobs.schemas import JobError, JobObject
+from api.registry.safety import verdicts
+from models.api_key import Project
+from models.base import unix
+from models.hyperparameters import Recipe
+from models.job import Job, JobKind, JobStatus
+from models.model_version import ModelVersion
+
+
+def show_job(session: Session, job: Job) -> JobObject:
+    """Show one job."""
+    return show_jobs(session, [job])[0]
+
+
+def show_jobs(session: Session, jobs: Sequence[Job]) -> list[JobObject]:
+    """Show jobs, with as many queries for a page as for one."""
+    # A version belongs to the job that made it, not to every job that was to have the same name.
+    made = {
+        version.job_id: version
+        for version in session.scalars(
+            select(ModelVersion).where(ModelVersion.job_id.in_([job.id for job in jobs]))
+        )
+    }
+    safety = verdicts(session, made.values())
+    projects = {
+        project.id: project
+        for project in session.scalars(
+            select(Project).where(Project.id.in_({job.project_id for job in jobs}))
+        )
+    }
+    return [
+        _show(
+            job,
+            projects[job.project_id],
+            made.get(job.id),
+            safety.get(made[job.id].id) if job.id in made else None,
+        )
+        for job in jobs
+    ]
+
+
+def _show(
+    job: Job, project: Project, version: ModelVersion | None, safety: dict[str, object] | None
+) -> JobObject:
+    recipe = Recipe.model_validate(job.recipe)
+    is_ready = job.status == JobStatus.SUCCEEDED and version is not None and version.is_released
+    hyperparameters = _hyperparameters(job, recipe)
+    return JobObject(
+        id=job.id,
+        created_at=unix(job.created_at),
+        started_at=unix(job.started_at) if job.started_at else None,
+        finished_at=unix(job.finished_at) if job.finished_at else None,
+        estimated_finish=unix(job.estimated_finish) if job.estimated_finish else None,
+        model=job.model_id,
+        fine_tuned_model=version.id if version is not None and is_ready else None,
+        status=job.status,
+        stage=job.stage,
+        kind=job.kind,
+        organization_id=project.organization_id,
+        training_file=job.training_file_id or "",
+        validation_file=job.validation_file_id,
+        result_files=[job.result_file_id] if job.result_file_id else [],
+        trained_tokens=job.trained_tokens,
+        seed=job.seed,
+        error=JobError(code=job.error_code, message=job.error_message or "", param=job.error_param)
+        if job.error_code
+        else None,
+        hyperparameters=hyperparameters,
+        method=_method(job, recipe, hyperparameters),
+        metadata=job.tags or None,
+        user_provided_suffix=job.suffix,
+        result_model=job.result_model_id,
+        total_steps=recipe.train.steps,
+        safety=safety,
+    )
+
+
+def _hyperparameters(job: Job, recipe: Recipe) -> dict[str, float | int | str]:
+    if job.kind == JobKind.ALIGN:
+        return {
+            "steps": recipe.train.steps,
+            "batch_size": recipe.train.batch_size,
+            "learning_rate": recipe.train.learning_rate,
+        }
+    return {
+        "n_epochs": recipe.n_epochs or 1,
+        "batch_size": recipe.train.batch_size,
+        "learning_rate_multiplier": recipe.learning_rate_multiplier or 1.0,
+    }
+
+
+def _method(
+    job: Job, recipe: Recipe, hyperparameters: dict[str, float | int | str]
+) -> dict[str, object]:
+    """Mirror the numbers where newer clients look for them.
+
+    An alignment is supervised training too; how its gradient is made stands in a key of its own.
+    """
+    method: dict[str, object] = {
+        "type": "supervised",
+        "supervised": {"hyperparameters": hyperparameters},
+    }
+    if job.kind == JobKind.ALIGN:
+        method["alignment"] = recipe.method.model_dump(mode="json")
+    return method

@@ -1,0 +1,1 @@
+"""Bases, aligned bases and tuned models."""

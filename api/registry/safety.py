@@ -1,0 +1,53 @@
+"""The safety verdict as clients see it, beside jobs and models alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from models.evaluation import Evaluation
+from models.model_version import ModelVersion
+
+
+def latest_evaluations(session: Session, version_ids: Collection[str]) -> dict[str, Evaluation]:
+    """Give the newest evaluation of each version that has one."""
+    if not version_ids:
+        return {}
+    newest = (
+        select(Evaluation)
+        .where(Evaluation.version_id.in_(version_ids))
+        .distinct(Evaluation.version_id)
+        .order_by(Evaluation.version_id, Evaluation.created_at.desc(), Evaluation.id.desc())
+    )
+    return {evaluation.version_id: evaluation for evaluation in session.scalars(newest)}
+
+
+def verdicts(session: Session, versions: Collection[ModelVersion]) -> dict[str, dict[str, object]]:
+    """Give gate, evidence and the parent's harmful score of each evaluated version, by its id."""
+    ids = {version.id for version in versions}
+    parents = {version.parent_id for version in versions if version.parent_id is not None}
+    found = latest_evaluations(session, ids | parents)
+    return {
+        version.id: _verdict(version, found[version.id], found.get(version.parent_id or ""))
+        for version in versions
+        if version.id in found
+    }
+
+
+def _verdict(
+    version: ModelVersion, own: Evaluation, parent: Evaluation | None
+) -> dict[str, object]:
+    return {
+        "gate": version.gate,
+        "reasons": version.gate_reasons,
+        "policy_version": own.policy_version,
+        **own.parsed().to_wire(),
+        "base": {
+            "model": version.parent_id,
+            "harmful_score": parent.parsed().harmful_score.to_wire() if parent else None,
+        }
+        if version.parent_id is not None
+        else None,
+    }

@@ -1,0 +1,244 @@
+"""Model versions: registering bases, who sees what, deletion, and people's decisions on held models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from api.registry.base_models import find_base
+from api.registry.names import MAX_NAME, NAME_PATTERN, claim_name
+from api.registry.safety import verdicts
+from api.registry.schemas import CreateBase, ModelObject, Review
+from models.api_key import ApiKey, Project
+from models.base import unix, utc_now
+from models.errors import Conflict, DomainError, Forbidden
+from models.job import TERMINAL, Job, append_event, fail, lock_job, succeed
+from models.model_version import Gate, ModelNotFound, ModelVersion, VersionKind, get_version
+from models.safety_set import InvalidSafetySet, SafetySet
+from models.storage import Storage
+
+PROVIDER = "titer"
+
+
+class NotHeld(Conflict):
+    """The model does not wait for a decision."""
+
+    code = "model_not_held"
+
+
+class ModelInUse(Conflict):
+    """Something still rests on the model."""
+
+    code = "model_in_use"
+
+
+class NotYourModel(Forbidden):
+    """The provider's models cannot be deleted with this key."""
+
+    code = "not_your_model"
+
+
+class InvalidName(DomainError):
+    """A base's name cannot be made from its source. Give a `name`."""
+
+    code = "invalid_name"
+
+
+def register_base(session: Session, storage: Storage, asked: CreateBase) -> ModelVersion:
+    """Check a base and its safety set, and make it known.
+
+    Raises:
+        InvalidBase: its files are not those of a causal language model in safetensors.
+        HubUnavailable: it is no folder, and the hub does not answer.
+        InvalidSafetySet: a file of the set is missing or faulty.
+        NameTaken: a model has this name.
+    """
+    found = find_base(asked.source, asked.revision)
+    name = asked.name or _own_name(asked.source)
+    folder = Path(asked.safety_set).expanduser()
+    if not folder.is_dir():
+        raise InvalidSafetySet(folder.name or "safety_set", "there is no such folder on the server")
+    safety_set = SafetySet.load(folder)
+    claim_name(session, name)
+    prefix = f"safety/{safety_set.hash}"
+    if not storage.has_folder(prefix):
+        storage.put_folder(prefix, folder)
+    version = ModelVersion(
+        id=name,
+        kind=VersionKind.BASE,
+        root_id=name,
+        source=found.source,
+        safety_prefix=prefix,
+        data_hashes={**found.data_hashes, "safety_set": safety_set.hash},
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+def list_models(session: Session, *, project_id: str | None) -> Sequence[ModelVersion]:
+    """Give the models that a project may use, or all of them to operators (`project_id` None)."""
+    query = select(ModelVersion).where(ModelVersion.deleted_at.is_(None))
+    if project_id is not None:
+        query = query.where(
+            ModelVersion.gate == Gate.RELEASED,
+            ModelVersion.kind != VersionKind.BASE,
+            or_(ModelVersion.project_id.is_(None), ModelVersion.project_id == project_id),
+        )
+    return session.scalars(query.order_by(ModelVersion.created_at.desc(), ModelVersion.id)).all()
+
+
+def get_model(session: Session, model_id: str, *, project_id: str | None) -> ModelVersion:
+    """Give a model for looking at: customers see released aligned ones and all of their own.
+
+    Raises:
+        ModelNotFound: it is absent, or not theirs to see.
+    """
+    version = get_version(session, model_id, project_id=project_id)
+    is_hidden = version.project_id is None and (
+        version.kind == VersionKind.BASE or not version.is_released
+    )
+    if project_id is not None and is_hidden:
+        raise ModelNotFound(f"The model {model_id[:128]!r} does not exist.", param="model")
+    return version
+
+
+def show_models(
+    session: Session, versions: Sequence[ModelVersion], *, is_operator: bool
+) -> list[ModelObject]:
+    """Show versions, with as many queries for a list as for one."""
+    safety = verdicts(session, versions)
+    projects = {
+        project.id: project
+        for project in session.scalars(
+            select(Project).where(
+                Project.id.in_({v.project_id for v in versions if v.project_id is not None})
+            )
+        )
+    }
+    return [
+        ModelObject(
+            id=version.id,
+            created=unix(version.created_at),
+            owned_by=projects[version.project_id].organization_id
+            if version.project_id is not None
+            else PROVIDER,
+            kind=version.kind,
+            gate=version.gate,
+            gate_reasons=version.gate_reasons,
+            parent=version.parent_id,
+            root=version.root_id,
+            method=version.method,
+            job=version.job_id if is_operator or version.project_id is not None else None,
+            recipe=version.recipe,
+            data_hashes=version.data_hashes,
+            safety=safety.get(version.id),
+            source=version.source if is_operator else None,
+        )
+        for version in versions
+    ]
+
+
+def delete_model(
+    session: Session, model_id: str, *, project_id: str, is_operator: bool
+) -> ModelVersion:
+    """Forget a model that nothing rests on. Its weights go after the commit.
+
+    Raises:
+        ModelNotFound: it is absent, or another project's.
+        NotYourModel: it is the provider's, and the caller no operator.
+        ModelInUse: other models were made from it, or a job that has not ended uses or makes it.
+    """
+    version = get_model(session, model_id, project_id=None if is_operator else project_id)
+    if not is_operator and version.project_id != project_id:
+        raise NotYourModel
+    # Waits for jobs that are just being made on this model, and makes later ones not find it.
+    session.refresh(version, with_for_update=True)
+    version = get_model(session, model_id, project_id=None if is_operator else project_id)
+    child = session.scalar(
+        select(ModelVersion.id)
+        .where(ModelVersion.parent_id == version.id, ModelVersion.deleted_at.is_(None))
+        .limit(1)
+    )
+    if child is not None:
+        raise ModelInUse(f"Other models were made from {version.id!r}.", param="model")
+    user = session.scalar(
+        select(Job.id)
+        .where(
+            or_(Job.model_id == version.id, Job.id == version.job_id), Job.status.not_in(TERMINAL)
+        )
+        .limit(1)
+    )
+    if user is not None:
+        raise ModelInUse(f"The job {user} uses this model and has not ended.", param="model")
+    version.deleted_at = utc_now()
+    return version
+
+
+def review_version(
+    session: Session, model_id: str, review: Review, *, key: ApiKey
+) -> tuple[ModelVersion, Job]:
+    """Carry out an operator's decision on a held model, which ends its job.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        NotHeld: nobody waits for a decision on it.
+    """
+    version = get_version(session, model_id, project_id=None)
+    if version.job_id is None:
+        raise NotHeld(param="model")
+    job = lock_job(session, version.job_id)
+    session.refresh(version, with_for_update=True)
+    if not job.awaits_review or version.gate == Gate.RELEASED:
+        raise NotHeld(f"The model {version.id!r} does not wait for a decision.", param="model")
+    is_released = review.decision == "release"
+    version.gate = Gate.RELEASED if is_released else Gate.BLOCKED
+    verb = "released" if is_released else "rejected"
+    version.gate_reasons = [*version.gate_reasons, f"An operator {verb} it: {review.reason}"]
+    append_event(
+        session,
+        job,
+        f"An operator {verb} the model: {review.reason}",
+        level="info" if is_released else "warn",
+        type="review",
+        data={"decision": review.decision, "reason": review.reason, "key": key.id},
+    )
+    if is_released:
+        succeed(session, job)
+    else:
+        fail(
+            session,
+            job,
+            code="harmful_score_exceeded",
+            message=f"The model was held for a person, who rejected it: {review.reason}",
+        )
+    return version, job
+
+
+def expire_review(session: Session, job_id: str, *, now: datetime) -> bool:
+    """Block a held model that nobody decided on in time; say whether there was one."""
+    job = lock_job(session, job_id)
+    if not job.awaits_review or job.review_expires_at is None or job.review_expires_at > now:
+        return False
+    version = session.scalar(
+        select(ModelVersion).where(ModelVersion.job_id == job.id).with_for_update()
+    )
+    sentence = "Nobody decided on the held model in time, so it was blocked."
+    if version is not None:
+        version.gate = Gate.BLOCKED
+        version.gate_reasons = [*version.gate_reasons, sentence]
+    fail(session, job, code="review_expired", message=sentence)
+    return True
+
+
+def _own_name(source: str) -> str:
+    path = Path(source).expanduser()
+    name = path.resolve().name if path.is_dir() else source
+    if len(name) > MAX_NAME or not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidName(param="name")
+    return name
