@@ -17,6 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from hypothesis import settings
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
@@ -26,6 +27,10 @@ from api.embedded.postgres import EmbeddedPostgres
 from api.embedded.redis import EmbeddedRedis
 from models.session import make_engine
 from models.storage import Storage
+
+# A busy machine is slow, not wrong: no single example has a time limit.
+settings.register_profile("titer", max_examples=50, deadline=None)
+settings.load_profile("titer")
 
 # The settings of the shell that runs the tests are not the tests' settings.
 for name in list(os.environ):
