@@ -1,0 +1,75 @@
+"""Logging: one formatter for every library, and no values that a traceback could carry along."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from models.log import configure_logging
+
+SECRET = "zebra-7719"
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    httpx_level = logging.getLogger("httpx").level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("httpx").setLevel(httpx_level)
+    structlog.reset_defaults()
+
+
+def crash() -> None:
+    row = SECRET
+    raise RuntimeError(f"a row of {len(row)} characters")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_traceback_shows_no_local_variables(
+    capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    configure_logging(as_json=as_json)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            crash()
+        except RuntimeError:
+            structlog.get_logger("worker").exception("job_crashed", job_id="ftjob-1")
+    shown = capsys.readouterr().err
+    assert "job_crashed" in shown
+    assert "a row of 10 characters" in shown
+    assert SECRET not in shown
+
+
+def test_json_lines_carry_the_facts_of_both_kinds_of_logger(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(as_json=True)
+    with structlog.contextvars.bound_contextvars(job_id="ftjob-1"):
+        structlog.get_logger("worker").info("job_claimed", attempt=2)
+        logging.getLogger("celery").warning("broker %s", "down")
+    ours, theirs = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (ours["event"], ours["attempt"], ours["logger"]) == ("job_claimed", 2, "worker")
+    assert (theirs["event"], theirs["level"], theirs["logger"]) == (
+        "broker down",
+        "warning",
+        "celery",
+    )
+    assert ours["job_id"] == theirs["job_id"] == "ftjob-1"
+
+
+def test_the_level_holds_and_addresses_of_models_stay_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(as_json=True, level="INFO")
+    logging.getLogger("worker").debug("detail")
+    logging.getLogger("httpx").info("GET https://hub/tenant-model")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,86 @@
+"""Settings: the operators' names, bounds, and nothing misspelt or secret let slip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from models.settings import CLIENT_VARIABLES, Settings, environment_names
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["database_url", "redis_url", "storage_url"])
+    def test_the_three_addresses_have_no_prefix(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setenv(name.upper(), "elsewhere://x")
+        assert getattr(Settings(), name) == "elsewhere://x"
+
+    def test_all_others_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TITER_LEASE_SECONDS", "33")
+        monkeypatch.setenv("TITER_CACHE_DIR", "/a b/c")
+        monkeypatch.setenv("LEASE_SECONDS", "44")
+        settings = Settings()
+        assert settings.lease_seconds == 33
+        assert settings.cache_dir == Path("/a b/c")
+
+    def test_every_setting_has_one_variable(self) -> None:
+        assert sorted(environment_names().values()) == sorted(Settings.model_fields)
+
+    @pytest.mark.parametrize("name", ["TITER_LEASE_SECOND", "TITER_DATABASE_URL", "TITER_"])
+    def test_a_misspelt_variable_is_named(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv(name, "zebra-7719")
+        with pytest.raises(ValidationError, match=f"no setting is called {name}") as caught:
+            Settings()
+        assert "zebra-7719" not in str(caught.value)
+
+    def test_the_command_line_s_own_variables_are_let_be(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in CLIENT_VARIABLES:
+            monkeypatch.setenv(name, "x")
+        Settings()
+
+    def test_keywords_are_checked_too(self) -> None:
+        assert Settings(database_url="postgresql://x").database_url == "postgresql://x"
+        with pytest.raises(ValidationError):
+            Settings(leese_seconds=5)  # type: ignore[call-arg]
+
+
+class TestBounds:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("MAX_FILE_BYTES", "0"),
+            ("MAX_REQUEST_BYTES", "0"),
+            ("LEASE_SECONDS", "3"),
+            ("LEASE_SECONDS", "a minute"),
+            ("MAX_ATTEMPTS", "0"),
+            ("SWEEP_SECONDS", "0"),
+            ("SWEEP_SECONDS", "nan"),
+            ("VISIBILITY_TIMEOUT_SECONDS", "59"),
+            ("LOG_LEVEL", "LOUD"),
+            ("LOG_JSON", "perhaps"),
+        ],
+    )
+    def test_nonsense_is_refused_at_the_start(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv(f"TITER_{name}", value)
+        with pytest.raises(ValidationError):
+            Settings()
+
+    def test_cannot_be_changed_later(self) -> None:
+        with pytest.raises(ValidationError):
+            Settings().lease_seconds = 5  # type: ignore[misc]
+
+
+def test_secrets_stay_out_of_the_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "zebra-7719"
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://titer:{secret}@db/titer")
+    monkeypatch.setenv("REDIS_URL", f"redis://:{secret}@redis/0")
+    monkeypatch.setenv("TITER_SERVING_TOKEN", secret)
+    monkeypatch.setenv("TITER_SESSION_SECRET", secret)
+    assert secret not in repr(Settings())
