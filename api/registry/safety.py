@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from models.evaluation import Evaluation
@@ -18,7 +19,7 @@ def latest_evaluations(session: Session, version_ids: Collection[str]) -> dict[s
     newest = (
         select(Evaluation)
         .where(Evaluation.version_id.in_(version_ids))
-        .distinct(Evaluation.version_id)
+        .ext(distinct_on(Evaluation.version_id))
         .order_by(Evaluation.version_id, Evaluation.created_at.desc(), Evaluation.id.desc())
     )
     return {evaluation.version_id: evaluation for evaluation in session.scalars(newest)}

@@ -1,0 +1,234 @@
+"""The app on the test's own transaction, with keys of two tenants and of an operator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session, sessionmaker
+
+from api.app import create_app
+from models.api_key import Project, Scope, create_key
+from models.base import new_id
+from models.evaluation import Evaluation
+from models.hyperparameters import FinetuneHyperparameters, resolve_finetune
+from models.job import Job, JobKind, JobStatus, Stage, append_event
+from models.model_version import Gate, ModelVersion, VersionKind
+from models.settings import Settings
+from models.storage import Storage
+from tests.models.factories import make_report
+
+
+class SilentDoorbell:
+    """Keeps what was rung for, where a broker would be."""
+
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+        self.is_up = True
+
+    def send(self, job_ids: Iterable[str]) -> list[str]:
+        sent = list(job_ids) if self.is_up else []
+        self.rung += sent
+        return sent
+
+    def waiting(self) -> int | None:
+        return 0 if self.is_up else None
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+@dataclass
+class Tenant:
+    """A project with a key, and a client that sends it."""
+
+    project: Project
+    token: str
+    client: TestClient
+
+
+@dataclass
+class Place:
+    """What is in the database, and short ways to put more there."""
+
+    session: Session
+    storage: Storage
+    made: list[str] = field(default_factory=list)
+
+    def project(self, name: str = "acme") -> Project:
+        project = Project(name=name)
+        self.session.add(project)
+        self.session.flush()
+        return project
+
+    def key(self, project: Project, *scopes: Scope) -> str:
+        return create_key(self.session, project, "test", frozenset(scopes))[1]
+
+    def version(
+        self,
+        name: str,
+        kind: VersionKind,
+        *,
+        gate: Gate = Gate.RELEASED,
+        parent: ModelVersion | None = None,
+        project: Project | None = None,
+        job: Job | None = None,
+    ) -> ModelVersion:
+        version = ModelVersion(
+            id=name,
+            kind=kind,
+            gate=Gate.PENDING if kind == VersionKind.BASE else gate,
+            gate_reasons=[] if gate == Gate.RELEASED else ["HS is too high."],
+            project_id=project.id if project else None,
+            parent_id=parent.id if parent else None,
+            root_id=parent.root_id if parent else name,
+            job_id=job.id if job else None,
+            source={"folder": "/srv/base"} if kind == VersionKind.BASE else {"prefix": f"m/{name}"},
+            safety_prefix="safety/x",
+        )
+        self.session.add(version)
+        self.session.flush()
+        return version
+
+    def job(self, project: Project, model: ModelVersion, **facts: object) -> Job:
+        recipe = resolve_finetune(FinetuneHyperparameters(), rows=20, seed=0)
+        job = Job(
+            **{
+                "project_id": project.id,
+                "kind": JobKind.FINETUNE,
+                "model_id": model.id,
+                "result_model_id": f"ft:{model.root_id}:x::{new_id('', 8)[1:]}",
+                "seed": 0,
+                "recipe": recipe.model_dump(mode="json"),
+                **facts,
+            }
+        )
+        self.session.add(job)
+        self.session.flush()
+        append_event(self.session, job, "Created.")
+        self.session.flush()
+        return job
+
+    def evaluation(self, version: ModelVersion, *, harmful: int) -> Evaluation:
+        evaluation = Evaluation(
+            version_id=version.id,
+            harmful_score_percent=float(harmful),
+            report=make_report(harmful=harmful, n=100).model_dump(mode="json"),
+            policy_version=1,
+            gate=version.gate,
+        )
+        self.session.add(evaluation)
+        self.session.flush()
+        return evaluation
+
+    def held(self, project: Project, parent: ModelVersion) -> tuple[ModelVersion, Job]:
+        job = self.job(project, parent, status=JobStatus.RUNNING, stage=Stage.REVIEW)
+        version = self.version(
+            job.result_model_id,
+            VersionKind.TUNED,
+            gate=Gate.HELD,
+            parent=parent,
+            project=project,
+            job=job,
+        )
+        self.evaluation(version, harmful=15)
+        return version, job
+
+
+@pytest.fixture
+def settings(storage: Storage) -> Settings:
+    # No part listens there: a test that needs one says so.
+    return Settings(
+        database_url="postgresql://127.0.0.1:1/none",
+        redis_url="redis://127.0.0.1:1/0",
+        storage_url=storage.url,
+        serving_url="http://127.0.0.1:1",
+        max_file_bytes=64 * 1024,
+        max_request_bytes=16 * 1024,
+    )
+
+
+@pytest.fixture
+def doorbell() -> SilentDoorbell:
+    return SilentDoorbell()
+
+
+@pytest.fixture
+def app(session: Session, settings: Settings, doorbell: SilentDoorbell) -> FastAPI:
+    app = create_app(settings)
+    # Every session of the app lives in the test's transaction, which is undone afterwards.
+    app.state.sessions = sessionmaker(
+        session.connection(), join_transaction_mode="create_savepoint", expire_on_commit=False
+    )
+    app.state.doorbell = doorbell
+    return app
+
+
+@pytest.fixture
+def anonymous(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def place(session: Session, storage: Storage) -> Place:
+    return Place(session, storage)
+
+
+def _tenant(app: FastAPI, place: Place, project: Project, *scopes: Scope) -> Tenant:
+    token = place.key(project, *scopes)
+    place.session.commit()
+    client = TestClient(
+        app, headers={"authorization": f"Bearer {token}"}, raise_server_exceptions=False
+    )
+    return Tenant(project, token, client)
+
+
+# The lifespan is entered once, by `anonymous`; the other clients share the running app.
+@pytest.fixture
+def customer(app: FastAPI, place: Place, anonymous: TestClient) -> Tenant:
+    return _tenant(app, place, place.project("acme"), Scope.CUSTOMER)
+
+
+@pytest.fixture
+def stranger(app: FastAPI, place: Place, anonymous: TestClient) -> Tenant:
+    return _tenant(app, place, place.project("globex"), Scope.CUSTOMER)
+
+
+@pytest.fixture
+def operator(app: FastAPI, place: Place, anonymous: TestClient) -> Tenant:
+    return _tenant(app, place, place.project("provider"), Scope.OPERATOR)
+
+
+@pytest.fixture
+def base(place: Place) -> ModelVersion:
+    return place.version("tiny", VersionKind.BASE)
+
+
+@pytest.fixture
+def aligned(place: Place, base: ModelVersion) -> ModelVersion:
+    version = place.version("tiny-booster", VersionKind.ALIGNED, parent=base)
+    place.evaluation(version, harmful=2)
+    place.session.commit()
+    return version
+
+
+def rows(count: int = 12) -> bytes:
+    """A data set of so many good rows."""
+    return b"".join(
+        json.dumps({"prompt": f"question {i}", "completion": f"answer {i}"}).encode() + b"\n"
+        for i in range(count)
+    )
+
+
+def upload(tenant: Tenant, content: bytes = rows(), purpose: str = "fine-tune") -> str:
+    """Upload a data set and give its id."""
+    response = tenant.client.post(
+        "/v1/files", data={"purpose": purpose}, files={"file": ("rows.jsonl", content)}
+    )
+    assert response.status_code == 200, response.text
+    return str(response.json()["id"])
