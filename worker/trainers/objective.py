@@ -28,6 +28,7 @@ class TokenLoss:
     def __init__(self, model: torch.nn.Module, *, seed: int = 0) -> None:
         """Bind the loss to a model; `seed` decides the dropout masks."""
         self._pass = _Pass(model)
+        self._own = dict(model.named_parameters())
         self._seed = seed
         self.step = 0
 
@@ -40,14 +41,19 @@ class TokenLoss:
             name: tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             for name, tensor in weights.items()
         }
-        named = {f"model.{name}": leaf for name, leaf in leaves.items()}
+        # At the model's own weights there is nothing to hand in, and handing in has a price.
+        is_here = all(leaf is self._own[name] for name, leaf in leaves.items())
+        handed = {} if is_here else {f"model.{name}": leaf for name, leaf in leaves.items()}
         totals: list[torch.Tensor] = []
         with _private_noise(
             private_seed(self._seed, noise, self.step), batches[0].input_ids.device
         ):
             for batch in batches:
-                parts = torch.func.functional_call(
-                    self._pass, named, (batch, list(leaves.values()), tokens)
+                given = (batch, list(leaves.values()), tokens)
+                parts = (
+                    torch.func.functional_call(self._pass, handed, given)
+                    if handed
+                    else self._pass(*given)
                 )
                 if not totals:
                     totals = parts
