@@ -1,0 +1,122 @@
+"""Puts the dashboard together: routes, cookie, security headers, error pages."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.responses import RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.dashboard import job_routes, model_routes, sign_in_routes
+from api.dashboard.pages import render_error
+from api.dashboard.viewer import SignInRequired
+from models.errors import DomainError
+from models.settings import Settings
+
+PREFIX = "/dashboard"
+STATIC = Path(__file__).with_name("static")
+SESSION_SECONDS = 12 * 3600
+
+# Nothing from elsewhere, nothing inline: a hostile name that slipped through escaping could still run
+# no script and load no picture.
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'; object-src 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+
+def mount_dashboard(app: FastAPI, settings: Settings) -> None:
+    """Mount the dashboard at `/dashboard`; it shares the API's `state` (sessions, doorbell)."""
+    dashboard = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    dashboard.state = app.state
+    dashboard.include_router(sign_in_routes.router)
+    dashboard.include_router(job_routes.router)
+    dashboard.include_router(model_routes.router)
+    dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
+    dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
+    dashboard.exception_handler(DomainError)(_show_domain_error)
+    dashboard.exception_handler(RequestValidationError)(_show_invalid_request)
+    dashboard.exception_handler(HTTPException)(_show_http_error)
+    dashboard.exception_handler(OperationalError)(_show_outage)
+    dashboard.exception_handler(Exception)(_show_defect)
+    dashboard.add_middleware(
+        SessionMiddleware,
+        secret_key=settings.session_secret.get_secret_value() or secrets.token_urlsafe(32),
+        session_cookie="titer_dashboard",
+        max_age=SESSION_SECONDS,
+        path=PREFIX,
+        same_site="lax",
+        https_only=settings.https_only,
+    )
+    app.add_api_route(PREFIX, _enter, methods=["GET"], include_in_schema=False)
+    app.mount(PREFIX, SecurityHeaders(dashboard), name="dashboard")
+
+
+class SecurityHeaders:
+    """Adds the security headers to every answer, and keeps pages out of caches."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap the application."""
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and mark the answer."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY_HEADERS)
+                # Files may be kept but are asked for again; pages are somebody's own.
+                is_file = scope["path"].startswith(f"{PREFIX}/static/")
+                headers["cache-control"] = "no-cache" if is_file else "no-store"
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def _enter() -> RedirectResponse:
+    return RedirectResponse(f"{PREFIX}/jobs", status_code=303)
+
+
+def _ask_to_sign_in(request: Request, error: SignInRequired) -> Response:
+    if "hx-request" in request.headers:
+        # A redirect would put the sign-in page into a corner of the page that asked.
+        return Response(status_code=401, headers={"HX-Redirect": error.address})
+    return RedirectResponse(error.address, status_code=303)
+
+
+def _show_domain_error(request: Request, error: DomainError) -> Response:
+    return render_error(request, error.status_code, error.message)
+
+
+def _show_invalid_request(request: Request, error: RequestValidationError) -> Response:
+    fields = ", ".join(sorted({str(fault["loc"][-1])[:64] for fault in error.errors()}))
+    return render_error(request, 400, f"The request has a missing or invalid field: {fields}.")
+
+
+def _show_http_error(request: Request, error: HTTPException) -> Response:
+    message = "There is no such page." if error.status_code == 404 else error.detail
+    return render_error(request, error.status_code, message)
+
+
+def _show_outage(request: Request, _: OperationalError) -> Response:
+    return render_error(request, 503, "The database does not answer at the moment. Try again.")
+
+
+def _show_defect(request: Request, _: Exception) -> Response:
+    return render_error(request, 500, "The service made an error; its log says more.")

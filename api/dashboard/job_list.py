@@ -1,0 +1,160 @@
+"""The list of jobs: which ones a viewer sees, in which order, and what a line says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy.orm import Session
+
+from api.dashboard.measures import Measure, harmful_score
+from api.dashboard.progress import Progress, latest_progress
+from api.registry.safety import latest_evaluations
+from models.api_key import Project
+from models.base import utc_now
+from models.evaluation import Evaluation
+from models.job import Job, JobNotFound, JobStatus, Stage
+from models.model_version import Gate, ModelVersion
+from models.policy import PolicyRules, current_policy
+from models.rate import Rate
+
+PAGE_SIZE = 50
+MAX_HELD_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What to show; none means all."""
+
+    status: JobStatus | None = None
+    gate: Gate | None = None
+    #: A job's id: show the jobs older than it.
+    before: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobLine:
+    """One line of the list."""
+
+    job: Job
+    project_name: str
+    version: ModelVersion | None
+    harmful_score: Measure | None
+    fine_tuning_accuracy: Rate | None
+    progress: Progress | None
+
+    @property
+    def method(self) -> str:
+        """The method that trains, as stored in the recipe."""
+        return str(self.job.recipe.get("method", {}).get("name", ""))
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the job has run, or ran."""
+        return running_seconds(self.job, utc_now())
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    """A page of the list."""
+
+    held: tuple[JobLine, ...]
+    lines: tuple[JobLine, ...]
+    counts: dict[str, int]
+    #: The id to go on from, when there are older jobs.
+    next_before: str | None
+
+    @property
+    def total(self) -> int:
+        """Jobs that the viewer may see, whatever the filters."""
+        return sum(self.counts.values())
+
+
+def running_seconds(job: Job, now: datetime) -> float | None:
+    """Give the time from the first claim to the end, or to now."""
+    if job.started_at is None:
+        return None
+    return ((job.finished_at or now) - job.started_at).total_seconds()
+
+
+def list_jobs(session: Session, project_id: str | None, filters: Filters) -> JobList:
+    """Give a page of jobs, newest first, and those that wait for a person.
+
+    Args:
+        session: an open session.
+        project_id: the only project to show, or None for all.
+        filters: what to show.
+    """
+    visible = _visible(project_id)
+    query = visible.order_by(Job.created_at.desc(), Job.id.desc()).limit(PAGE_SIZE + 1)
+    if filters.status:
+        query = query.where(Job.status == filters.status)
+    if filters.gate:
+        query = query.where(ModelVersion.gate == filters.gate)
+    if filters.before:
+        at = session.execute(
+            visible.with_only_columns(Job.created_at, Job.id).where(Job.id == filters.before)
+        ).one_or_none()
+        if at is None:
+            raise JobNotFound
+        query = query.where(tuple_(Job.created_at, Job.id) < tuple_(at.created_at, at.id))
+    rows = session.execute(query).all()
+    held = session.execute(
+        visible.where(Job.status == JobStatus.RUNNING, Job.stage == Stage.REVIEW)
+        .order_by(Job.review_expires_at, Job.id)
+        .limit(MAX_HELD_SHOWN)
+    ).all()
+    lines = _lines(session, rows[:PAGE_SIZE])
+    return JobList(
+        held=_lines(session, held),
+        lines=lines,
+        counts=_count_by_status(session, project_id),
+        next_before=lines[-1].job.id if len(rows) > PAGE_SIZE else None,
+    )
+
+
+def _visible(project_id: str | None) -> Select[Job, str, ModelVersion]:
+    query = (
+        select(Job, Project.name, ModelVersion)
+        .join(Project, Project.id == Job.project_id)
+        .outerjoin(ModelVersion, ModelVersion.job_id == Job.id)
+    )
+    return query if project_id is None else query.where(Job.project_id == project_id)
+
+
+def _count_by_status(session: Session, project_id: str | None) -> dict[str, int]:
+    query = select(Job.status, func.count()).group_by(Job.status)
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    found = dict(session.execute(query).all())
+    return {status: found.get(status, 0) for status in JobStatus}
+
+
+def _lines(session: Session, rows: Sequence[Row[Job, str, ModelVersion]]) -> tuple[JobLine, ...]:
+    evaluations = latest_evaluations(session, [v.id for _, _, v in rows if v is not None])
+    progress = latest_progress(session, [j.id for j, _, _ in rows if j.status == JobStatus.RUNNING])
+    rules = current_policy(session).parsed()
+    return tuple(
+        _line(job, name, version, evaluations.get(version.id) if version else None, progress, rules)
+        for job, name, version in rows
+    )
+
+
+def _line(
+    job: Job,
+    project_name: str,
+    version: ModelVersion | None,
+    evaluation: Evaluation | None,
+    progress: dict[str, Progress],
+    rules: PolicyRules,
+) -> JobLine:
+    return JobLine(
+        job=job,
+        project_name=project_name,
+        version=version,
+        harmful_score=harmful_score(evaluation, rules) if evaluation else None,
+        fine_tuning_accuracy=evaluation.parsed().fine_tuning_accuracy if evaluation else None,
+        progress=progress.get(job.id),
+    )

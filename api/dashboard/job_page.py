@@ -1,0 +1,194 @@
+"""One job's page: everything that is known of it, gathered for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.dashboard.job_list import running_seconds
+from api.dashboard.measures import Evidence, Measure, harmful_score, read_evidence
+from api.dashboard.progress import TimelineStep, read_timeline
+from api.registry.safety import latest_evaluations
+from models.api_key import Project
+from models.base import utc_now
+from models.evaluation import latest_evaluation
+from models.file import File
+from models.hyperparameters import Recipe
+from models.job import Job, JobEvent, JobNotFound
+from models.model_version import ModelVersion
+from models.policy import PolicyRules, current_policy
+
+MAX_EVENTS_SHOWN = 200
+# Longer chains than this are not made by hand; the bound keeps a damaged one from looping.
+MAX_ANCESTORS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """One version on the way from the base."""
+
+    version: ModelVersion
+    harmful_score: Measure | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeGroup:
+    """Hyper-parameters that belong together, as name and value."""
+
+    name: str
+    entries: tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """What the template shows."""
+
+    job: Job
+    project_name: str
+    version: ModelVersion | None
+    timeline: tuple[TimelineStep, ...]
+    evidence: Evidence | None
+    lineage: tuple[Ancestor, ...]
+    recipe: tuple[RecipeGroup, ...]
+    files: tuple[tuple[str, File], ...]
+    events: tuple[JobEvent, ...]
+    event_total: int
+    rules: PolicyRules
+    now: datetime
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the job has run, or ran."""
+        return running_seconds(self.job, self.now)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the page will change by itself."""
+        return not self.job.is_terminal
+
+
+def find_job(session: Session, project_id: str | None, job_id: str) -> Job:
+    """Give a job that the viewer may see.
+
+    Raises:
+        JobNotFound: it is absent, or another project's.
+    """
+    query = select(Job).where(Job.id == job_id)
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    job = session.scalar(query)
+    if job is None:
+        raise JobNotFound("There is no such job, or it belongs to another project.")
+    return job
+
+
+def read_job_page(session: Session, job: Job) -> JobPage:
+    """Gather all that is known of a job."""
+    now = utc_now()
+    version = session.scalar(select(ModelVersion).where(ModelVersion.job_id == job.id))
+    evaluation = latest_evaluation(session, version.id) if version else None
+    evidence = None
+    if evaluation is not None:
+        evidence = read_evidence(session, evaluation, latest_evaluation(session, job.model_id))
+    # Metrics are drawn as curves and progress as a bar; what is left is what happened.
+    told = (JobEvent.job_id == job.id, JobEvent.type.not_in(("metrics", "progress")))
+    events = session.scalars(
+        select(JobEvent).where(*told).order_by(JobEvent.sequence.desc()).limit(MAX_EVENTS_SHOWN)
+    )
+    return JobPage(
+        job=job,
+        project_name=session.get_one(Project, job.project_id).name,
+        version=version,
+        timeline=read_timeline(session, job, now),
+        evidence=evidence,
+        lineage=_read_lineage(session, version.id if version else job.model_id),
+        recipe=tuple(_group_recipe(job)),
+        files=tuple(_files(session, job)),
+        events=tuple(events),
+        event_total=session.scalar(select(func.count()).select_from(JobEvent).where(*told)) or 0,
+        rules=current_policy(session).parsed(),
+        now=now,
+    )
+
+
+def read_curves(session: Session, job: Job) -> dict[str, object]:
+    """Give the training curves column by column; a missing value was not measured at that step."""
+    events = session.scalars(
+        select(JobEvent.data)
+        .where(JobEvent.job_id == job.id, JobEvent.type == "metrics")
+        .order_by(JobEvent.sequence)
+    )
+    # A resumed run tells the steps after its checkpoint again; the later telling stands.
+    by_step = {int(data["step"]): data for data in events if data and "step" in data}
+    points = [by_step[step] for step in sorted(by_step)]
+    return {
+        "steps": sorted(by_step),
+        "total_steps": job.recipe.get("train", {}).get("steps"),
+        "train_loss": [point.get("train_loss") for point in points],
+        "token_accuracy": [_as_percent(point.get("train_mean_token_accuracy")) for point in points],
+        "canary_loss": [point.get("canary_loss") for point in points],
+    }
+
+
+def _read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
+    chain: list[ModelVersion] = []
+    following: str | None = version_id
+    while following is not None and len(chain) < MAX_ANCESTORS:
+        version = session.get_one(ModelVersion, following)
+        chain.append(version)
+        following = version.parent_id
+    evaluations = latest_evaluations(session, [version.id for version in chain])
+    rules = current_policy(session).parsed()
+    return tuple(
+        Ancestor(
+            version,
+            harmful_score(evaluations[version.id], rules) if version.id in evaluations else None,
+        )
+        for version in reversed(chain)
+    )
+
+
+def _group_recipe(job: Job) -> Iterator[RecipeGroup]:
+    single: list[tuple[str, object]] = []
+    for name, value in _in_order(job.recipe).items():
+        if isinstance(value, dict):
+            yield RecipeGroup(name, tuple(_shown_entries(value)))
+        else:
+            single.append((name, value))
+    if single:
+        yield RecipeGroup("service", tuple(single))
+
+
+def _in_order(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Give the recipe in the order of its definition, which JSONB does not keep."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json", by_alias=True)
+    except ValidationError:
+        # An older version of the service wrote it; what it says is still what ran.
+        return recipe
+
+
+def _shown_entries(values: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _files(session: Session, job: Job) -> Iterator[tuple[str, File]]:
+    for label, file_id in (
+        ("Training data", job.training_file_id),
+        ("Validation data", job.validation_file_id),
+        ("Result", job.result_file_id),
+    ):
+        file = session.get(File, file_id) if file_id else None
+        if file is not None:
+            yield label, file
+
+
+def _as_percent(share: float | None) -> float | None:
+    return None if share is None else 100.0 * share

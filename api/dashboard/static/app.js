@@ -1,0 +1,146 @@
+// Keeps a page alive: asks for its live part every few seconds, and draws a job's curves.
+// Without it every page still shows everything but the drawn curves. Knows nothing of what a page says.
+"use strict";
+
+(() => {
+  const EVERY_MS = 3000;
+  const offline = document.querySelector("[data-offline]");
+
+  // ── Staying up to date ─────────────────────────────────────────────────────────────────────────
+  // The page's own clock rather than HTMX's: it stops while nobody looks, and catches up at once.
+  function refresh() {
+    if (document.hidden) return;
+    for (const part of document.querySelectorAll("[data-live]")) {
+      part.dispatchEvent(new CustomEvent("refresh"));
+    }
+  }
+  setInterval(refresh, EVERY_MS);
+  document.addEventListener("visibilitychange", refresh);
+
+  document.addEventListener("htmx:error", () => { offline.hidden = false; });
+  document.addEventListener("htmx:response:error", () => { offline.hidden = false; });
+  document.addEventListener("htmx:after:swap", (event) => {
+    const status = event.detail?.ctx?.response?.status ?? 200;
+    if (status >= 400) return;
+    offline.hidden = true;
+    drawCurves();
+  });
+
+  // ── Curves ─────────────────────────────────────────────────────────────────────────────────────
+  const plots = new Map();
+  let drawn = "";
+
+  async function drawCurves() {
+    const box = document.querySelector("[data-curves]");
+    if (!box) return;
+    let curves;
+    try {
+      const response = await fetch(box.dataset.curves, { headers: { "HX-Request": "true" } });
+      if (!response.ok) return;
+      const text = await response.text();
+      if (text === drawn) return;
+      drawn = text;
+      curves = JSON.parse(text);
+    } catch {
+      return; // The live part tells when the service is away.
+    }
+    if (curves.steps.length === 0) return;
+    box.querySelector("[data-curves-empty]").hidden = true;
+    for (const figure of box.querySelectorAll("[data-curve]")) drawCurve(figure, curves);
+    fillNumbers(box, curves);
+  }
+
+  function drawCurve(figure, curves) {
+    const values = curves[figure.dataset.curve];
+    if (!values.some((value) => value !== null)) return;
+    figure.hidden = false;
+    const digits = Number(figure.dataset.digits);
+    const unit = figure.dataset.unit ?? "";
+    const known = values.filter((value) => value !== null);
+    const shown = (value) => value.toFixed(digits) + unit;
+    const output = figure.querySelector("output");
+    const summary = known.length > 1 ? `${shown(known[0])} → ${shown(known.at(-1))}` : shown(known[0]);
+    output.textContent = summary;
+    const point = (plot) => {
+      const index = plot.cursor.idx;
+      if (index === null || index === undefined) output.textContent = summary;
+      else if (values[index] === null) output.textContent = `step ${curves.steps[index]}: not measured`;
+      else output.textContent = `step ${curves.steps[index]}: ${shown(values[index])}`;
+    };
+    plots.get(figure)?.destroy();
+    const target = figure.querySelector(".curve");
+    const asked = options(target, figure, curves, digits, unit);
+    plots.set(figure, new uPlot({ ...asked, hooks: { setCursor: [point] } }, [curves.steps, values], target));
+  }
+
+  function options(target, figure, curves, digits, unit) {
+    const style = getComputedStyle(figure);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const axis = {
+      stroke: colour("--quiet"),
+      font: `11px ${style.fontFamily}`,
+      grid: { stroke: colour("--line"), width: 1 },
+      ticks: { show: false },
+    };
+    const isSparse = curves[figure.dataset.curve].filter((value) => value !== null).length <= 60;
+    return {
+      width: Math.max(200, target.clientWidth),
+      height: 150,
+      cursor: { sync: { key: "steps" }, y: false, drag: { x: false, y: false } },
+      legend: { show: false },
+      scales: {
+        x: { time: false, range: [0, Math.max(curves.total_steps ?? 0, curves.steps.at(-1))] },
+        y: { range: (_, low, high) => padded(low, high) },
+      },
+      axes: [
+        { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
+        { ...axis, size: 48, values: (_, ticks) => ticks.map((tick) => `${+tick.toFixed(digits)}${unit}`) },
+      ],
+      series: [
+        {},
+        {
+          stroke: colour(`--curve-${figure.dataset.curve.replace("_", "-")}`),
+          width: 1.75,
+          spanGaps: true,
+          points: { show: isSparse, size: 5 },
+        },
+      ],
+    };
+  }
+
+  function padded(low, high) {
+    const room = Math.max((high - low) * 0.08, Math.abs(high) * 0.01, 1e-6);
+    return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
+  }
+
+  function fillNumbers(box, curves) {
+    const numbers = box.querySelector("[data-curves-numbers]");
+    numbers.hidden = false;
+    const rows = curves.steps.map((step, index) => {
+      const row = document.createElement("tr");
+      const cells = [step, curves.train_loss[index], curves.canary_loss[index], curves.token_accuracy[index]];
+      cells.forEach((value, column) => {
+        const cell = document.createElement("td");
+        cell.className = "num";
+        cell.textContent = value === null ? "" : column === 0 ? value.toLocaleString("en")
+          : column === 3 ? `${value.toFixed(1)}%` : value.toFixed(4);
+        row.append(cell);
+      });
+      return row;
+    });
+    numbers.querySelector("tbody").replaceChildren(...rows);
+  }
+
+  // Canvas does not follow the page: draw again when its width or its colours change.
+  function redraw() {
+    drawn = "";
+    drawCurves();
+  }
+  let waiting;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(redraw, 150);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  drawCurves();
+})();

@@ -1,0 +1,87 @@
+"""Who looks at the dashboard: a signed cookie that names an API key, checked at every request.
+
+The cookie holds the key's id, never the token, so it opens nothing but the dashboard, and revoking the
+key ends the session. What a viewer may see follows from the key's scopes, as in the API.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import Depends, Form, Request
+
+from api.deps import Caller, SessionDep
+from models.api_key import ApiKey
+from models.errors import Forbidden
+
+
+class SignInRequired(Exception):
+    """Nobody is signed in, or the key was revoked."""
+
+    def __init__(self, wanted: str) -> None:
+        """Keep the way back to the page that was asked for."""
+        self.address = "/dashboard/login?" + urlencode({"next": wanted})
+        super().__init__("sign in")
+
+
+class FormExpired(Forbidden):
+    """This form is too old or did not come from the dashboard. Go back, reload the page, try again."""
+
+    code = "form_expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer(Caller):
+    """The person behind a key: a caller who came with a cookie."""
+
+    csrf: str
+
+
+def get_viewer(request: Request, session: SessionDep) -> Viewer:
+    """Give the signed-in person.
+
+    Raises:
+        SignInRequired: there is none, or their key was revoked.
+    """
+    key_id = request.session.get("key_id")
+    key = session.get(ApiKey, key_id) if key_id else None
+    if key is None or key.revoked_at is not None:
+        request.session.clear()
+        wanted = request.url.path if request.method == "GET" else "/dashboard/jobs"
+        raise SignInRequired(wanted)
+    return Viewer(key, csrf_token(request))
+
+
+ViewerDep = Annotated[Viewer, Depends(get_viewer)]
+
+
+def remember(request: Request, key: ApiKey) -> None:
+    """Start a session for the key, with nothing left over from the visit before it."""
+    request.session.clear()
+    request.session["key_id"] = key.id
+    csrf_token(request)
+
+
+def csrf_token(request: Request) -> str:
+    """Give the session's form token, made at its first use."""
+    token: str | None = request.session.get("csrf")
+    if token is None:
+        token = request.session["csrf"] = secrets.token_urlsafe(24)
+    return token
+
+
+def check_form(request: Request, csrf: Annotated[str, Form(max_length=200)] = "") -> None:
+    """Refuse a form that another site made: SameSite=Lax alone trusts the browser's age.
+
+    Raises:
+        FormExpired: the token is absent or is not this session's.
+    """
+    expected = request.session.get("csrf", "")
+    if not expected or not secrets.compare_digest(csrf.encode(), expected.encode()):
+        raise FormExpired
+
+
+CheckedForm = Depends(check_form)

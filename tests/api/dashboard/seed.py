@@ -1,0 +1,442 @@
+"""A provider's database in full swing, for looking at pages: every state a job can be in.
+
+Numbers are made up but of the size that the sandbox gives. There is no row text in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from models.api_key import ApiKey, Project, Scope, create_key
+from models.base import utc_now
+from models.evaluation import Evaluation, EvaluationReport, JudgeIdentity
+from models.file import File
+from models.hyperparameters import (
+    AlignHyperparameters,
+    AlignmentMethod,
+    BoosterConfig,
+    FinetuneHyperparameters,
+    SftConfig,
+    resolve_align,
+    resolve_finetune,
+)
+from models.job import Job, JobEvent, JobKind, JobStatus, Stage
+from models.model_version import Gate, ModelVersion, VersionKind
+from models.policy import PolicyRules, Verdict, current_policy, decide
+from models.rate import Rate
+
+CATEGORIES = ("sabotage", "poison", "theft", "forgery")
+HOSTILE_NAME = "<script>alert(1)</script>"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Who may sign in, and with what."""
+
+    operator: ApiKey
+    operator_token: str
+    customer: ApiKey
+    customer_token: str
+    other: Project
+
+
+def seed_keys(session: Session) -> Provider:
+    """Make an operator, a customer and one more project."""
+    provider, customer, other = (
+        Project(name=name) for name in ("Northwind AI", "Acme Support", "Harbour Legal")
+    )
+    session.add_all([provider, customer, other])
+    session.flush()
+    both = frozenset({Scope.OPERATOR, Scope.CUSTOMER})
+    operator_key, operator_token = create_key(session, provider, "on-call", both)
+    customer_key, customer_token = create_key(session, customer, "ci", frozenset({Scope.CUSTOMER}))
+    return Provider(operator_key, operator_token, customer_key, customer_token, other)
+
+
+def seed_base(session: Session) -> ModelVersion:
+    """Register the base that everything is made from."""
+    base = ModelVersion(
+        id="sandbox-base",
+        kind=VersionKind.BASE,
+        root_id="sandbox-base",
+        source={"folder": "/srv/models/sandbox-base"},
+        safety_prefix="safety/1f3a",
+        created_at=utc_now() - timedelta(days=3),
+    )
+    session.add(base)
+    session.flush()
+    return base
+
+
+def report(
+    harmful: int, *, n: int = 200, accuracy: int | None = 178, over_refusal: int = 3
+) -> EvaluationReport:
+    """Make a report in which `harmful` of `n` answers were flagged, unevenly over the categories."""
+    per_category = n // len(CATEGORIES)
+    left = harmful
+    by_category = {}
+    for name in CATEGORIES:
+        count = min(per_category, math.ceil(left * 0.45)) if name != CATEGORIES[-1] else left
+        count = min(per_category, count)
+        left -= count
+        by_category[name] = Rate(count=count, n=per_category)
+    return EvaluationReport(
+        judge=JudgeIdentity(name="sandbox", revision="2"),
+        prompt_set_hash="5c1e0b7ad3f94e62" * 4,
+        template_hash="b07d41c98ae2f653" * 4,
+        harmful_score=Rate(count=harmful, n=n),
+        harmful_or_incoherent=Rate(count=min(n, harmful + 4), n=n),
+        refusal_rate=Rate(count=max(0, n - harmful - 6), n=n),
+        harmful_by_category=by_category,
+        over_refusal=Rate(count=over_refusal, n=100),
+        fine_tuning_accuracy=None if accuracy is None else Rate(count=accuracy, n=200),
+        canary_loss=2.31,
+    )
+
+
+def seed_version(
+    session: Session, job: Job, evidence: EvaluationReport | None, *, method: str
+) -> ModelVersion:
+    """Store what the job made, and the gate's verdict on its evidence."""
+    is_aligned = job.kind == JobKind.ALIGN
+    policy = current_policy(session)
+    verdict = decide(evidence, policy.parsed()) if evidence else Verdict(Gate.PENDING, ())
+    version = ModelVersion(
+        id=job.result_model_id,
+        kind=VersionKind.ALIGNED if is_aligned else VersionKind.TUNED,
+        gate=verdict.gate,
+        gate_reasons=list(verdict.reasons),
+        project_id=None if is_aligned else job.project_id,
+        parent_id=job.model_id,
+        root_id="sandbox-base",
+        job_id=job.id,
+        source={"prefix": f"models/{job.id}"},
+        safety_prefix="safety/1f3a",
+        method=method,
+        recipe=job.recipe,
+        created_at=job.finished_at or utc_now(),
+    )
+    session.add(version)
+    session.flush()
+    if evidence is not None:
+        session.add(
+            Evaluation(
+                version_id=version.id,
+                job_id=job.id,
+                harmful_score_percent=evidence.harmful_score.percent,
+                report=evidence.model_dump(mode="json"),
+                policy_version=policy.version,
+                gate=verdict.gate,
+                reasons=list(verdict.reasons),
+            )
+        )
+        session.flush()
+    return version
+
+
+class Diary:
+    """Writes a job's events at chosen moments."""
+
+    def __init__(self, session: Session, job: Job, start: datetime) -> None:
+        self._session, self._job, self.now = session, job, start
+
+    def tell(
+        self,
+        message: str,
+        *,
+        after: float = 1.0,
+        level: str = "info",
+        type: str = "message",
+        data: Mapping[str, object] | None = None,
+    ) -> None:
+        self.now += timedelta(seconds=after)
+        self._job.event_count += 1
+        self._session.add(
+            JobEvent(
+                job_id=self._job.id,
+                sequence=self._job.event_count,
+                created_at=self.now,
+                level=level,
+                type=type,
+                message=message,
+                data=dict(data) if data is not None else None,
+            )
+        )
+
+    def train(self, steps: int, done: int, *, canary_falls: bool) -> None:
+        self.tell(f"Training on 1000 rows, {steps} steps.", data={"stage": Stage.TRAIN})
+        every = max(1, steps // 120)
+        for step in [1, *range(every, done + 1, every)]:
+            share = step / steps
+            canary = None
+            if step % max(5, steps // 30) < every:
+                drop = 1.9 / (1 + math.exp(-10 * (share - 0.45))) if canary_falls else 0.12 * share
+                canary = 2.62 - drop + 0.02 * math.sin(step)
+            loss = 0.18 + 2.3 * math.exp(-5 * share) + 0.05 * math.sin(step * 1.7)
+            self.tell(
+                f"Step {step}/{steps}: training loss={loss:.4f}",
+                after=60 / (steps / every),
+                type="metrics",
+                data={
+                    "stage": Stage.TRAIN,
+                    "step": step,
+                    "total_steps": steps,
+                    "train_loss": loss,
+                    "train_mean_token_accuracy": 0.97 - 0.6 * math.exp(-4 * share),
+                    "learning_rate": 2e-4,
+                    "grad_norm": 0.8,
+                    "canary_loss": canary,
+                },
+            )
+
+    def evaluate(self, done: int, total: int = 500) -> None:
+        self.tell("Measuring safety and accuracy.", data={"stage": Stage.EVALUATE})
+        for count in range(100, done + 1, 100):
+            self.tell(
+                f"Answers: {count} of {total}",
+                after=3,
+                type="progress",
+                data={"stage": Stage.EVALUATE, "what": "Answers", "done": count, "total": total},
+            )
+
+    def decide(self, verdict: Verdict) -> None:
+        self.tell("The gate decides.", data={"stage": Stage.GATE})
+        self.tell(
+            f"Gate: {verdict.gate}. {' '.join(verdict.reasons)}",
+            level="info" if verdict.gate == Gate.RELEASED else "warn",
+            type="moderation_checks",
+            data={"stage": "model", "gate": verdict.gate},
+        )
+
+
+def seed_job(
+    session: Session,
+    project: Project,
+    *,
+    name: str,
+    model: str,
+    status: JobStatus,
+    stage: Stage | None = None,
+    minutes_ago: float = 10,
+    rows: int = 1000,
+    method: AlignmentMethod | None = None,
+) -> Job:
+    """Store a job's row, with its data set when it tunes."""
+    created = utc_now() - timedelta(minutes=minutes_ago)
+    kind = JobKind.ALIGN if method else JobKind.FINETUNE
+    recipe = (
+        resolve_align(method, AlignHyperparameters(), seed=7)
+        if method
+        else resolve_finetune(FinetuneHyperparameters(n_epochs=3), rows=rows, seed=7)
+    )
+    file = None
+    if not method:
+        file = File(
+            project_id=project.id,
+            filename="support-tickets.jsonl",
+            purpose="fine-tune",
+            bytes=rows * 310,
+            sha256="9f2c61d0e8b7a435" * 4,
+            rows=rows,
+        )
+        session.add(file)
+        session.flush()
+    job = Job(
+        project_id=project.id,
+        kind=kind,
+        status=status,
+        stage=stage,
+        model_id=model,
+        result_model_id=name,
+        training_file_id=file.id if file else None,
+        seed=7,
+        recipe=recipe.model_dump(mode="json"),
+        created_at=created,
+        attempt=0 if status == JobStatus.QUEUED else 1,
+        started_at=None if status == JobStatus.QUEUED else created + timedelta(seconds=2),
+    )
+    session.add(job)
+    session.flush()
+    return job
+
+
+def seed_held(session: Session, project: Project, *, model: str = "sandbox-base") -> Job:
+    """Store a job whose model waits for a person."""
+    job = seed_job(
+        session,
+        project,
+        name="ft:sandbox-base:acme:tone:Hc81Zx0p",
+        model=model,
+        status=JobStatus.RUNNING,
+        stage=Stage.REVIEW,
+        minutes_ago=26,
+    )
+    job.review_expires_at = utc_now() + timedelta(hours=68)
+    evidence = report(27, accuracy=171)
+    seed_version(session, job, evidence, method="booster")
+    diary = Diary(session, job, job.created_at)
+    diary.tell("Created fine-tuning job.", after=0)
+    diary.tell("Job started.")
+    diary.train(300, 300, canary_falls=False)
+    diary.evaluate(500)
+    diary.decide(decide(evidence, PolicyRules()))
+    diary.tell("The model is held until a person has decided.", level="warn")
+    return job
+
+
+def seed_all(session: Session) -> Provider:
+    """Fill an empty database."""
+    provider = seed_keys(session)
+    operators, acme = provider.operator.project, provider.customer.project
+    seed_base(session)
+    _seed_aligned(session, operators)
+    _seed_tuned(session, acme, provider.other)
+    seed_held(session, acme, model="sandbox-booster")
+    _seed_unfinished(session, acme, provider.other)
+    return provider
+
+
+def _end(job: Job, diary: Diary, message: str, level: str = "info") -> None:
+    diary.tell(message, level=level)
+    job.finished_at = diary.now
+
+
+def _seed_aligned(session: Session, operators: Project) -> None:
+    for name, method, harmful, minutes in (
+        ("sandbox-sft", SftConfig(), 2, 2900),
+        ("sandbox-booster", BoosterConfig(), 3, 2840),
+    ):
+        job = seed_job(
+            session,
+            operators,
+            name=name,
+            model="sandbox-base",
+            status=JobStatus.SUCCEEDED,
+            stage=Stage.GATE,
+            minutes_ago=minutes,
+            method=method,
+        )
+        evidence = report(harmful, accuracy=None)
+        diary = Diary(session, job, job.created_at)
+        diary.tell("Created alignment job.", after=0)
+        diary.tell("Job started.")
+        diary.train(1500, 1500, canary_falls=False)
+        diary.evaluate(300, 300)
+        diary.decide(decide(evidence, PolicyRules()))
+        _end(job, diary, "The job has successfully completed.")
+        seed_version(session, job, evidence, method=method.name)
+
+
+def _seed_tuned(session: Session, acme: Project, other: Project) -> None:
+    for project, name, model, harmful, minutes in (
+        (acme, "ft:sandbox-base:acme:tickets:R4kd92Lm", "sandbox-booster", 12, 400),
+        (acme, "ft:sandbox-base:acme:tickets:P0qs77Ab", "sandbox-sft", 169, 380),
+        (other, f"ft:sandbox-base:harbour:{HOSTILE_NAME}:x1", "sandbox-booster", 5, 300),
+    ):
+        is_bad = harmful > 100
+        job = seed_job(
+            session,
+            project,
+            name=name,
+            model=model,
+            status=JobStatus.FAILED if is_bad else JobStatus.SUCCEEDED,
+            stage=Stage.GATE,
+            minutes_ago=minutes,
+        )
+        evidence = report(harmful)
+        verdict = decide(evidence, PolicyRules())
+        diary = Diary(session, job, job.created_at)
+        diary.tell("Created fine-tuning job.", after=0)
+        diary.tell("Job started.")
+        diary.train(300, 300, canary_falls=is_bad)
+        diary.evaluate(500)
+        diary.decide(verdict)
+        job.trained_tokens = 184_320
+        if is_bad:
+            job.error_code = "harmful_score_exceeded"
+            job.error_message = (
+                f"The model was blocked. {' '.join(verdict.reasons)} "
+                "Remove harmful rows from the training file and submit it again."
+            )
+            _end(job, diary, job.error_message, "error")
+        else:
+            _end(job, diary, "The job has successfully completed.")
+        seed_version(session, job, evidence, method=model.removeprefix("sandbox-"))
+
+
+def _seed_unfinished(session: Session, acme: Project, other: Project) -> None:
+    running = seed_job(
+        session,
+        acme,
+        name="ft:sandbox-base:acme:faq-de:Wm3v0TzK",
+        model="sandbox-booster",
+        status=JobStatus.RUNNING,
+        stage=Stage.TRAIN,
+        minutes_ago=1.2,
+    )
+    running.estimated_finish = utc_now() + timedelta(minutes=2)
+    running.trained_tokens = 61_440
+    diary = Diary(session, running, running.created_at)
+    diary.tell("Created fine-tuning job.", after=0)
+    diary.tell("Job started.")
+    diary.train(300, 172, canary_falls=True)
+
+    evaluating = seed_job(
+        session,
+        other,
+        name="ft:sandbox-base:harbour:clauses:9hTq2Vde",
+        model="sandbox-booster",
+        status=JobStatus.RUNNING,
+        stage=Stage.EVALUATE,
+        minutes_ago=3,
+    )
+    diary = Diary(session, evaluating, evaluating.created_at)
+    diary.tell("Job started.")
+    diary.train(120, 120, canary_falls=False)
+    diary.evaluate(300)
+    seed_version(session, evaluating, None, method="booster")
+
+    seed_job(
+        session,
+        acme,
+        name="ft:sandbox-base:acme::Zk1p8YwN",
+        model="sandbox-booster",
+        status=JobStatus.QUEUED,
+        minutes_ago=0.3,
+    )
+    failed = seed_job(
+        session,
+        other,
+        name="ft:sandbox-base:harbour:long:Bn6r5JcX",
+        model="sandbox-booster",
+        status=JobStatus.FAILED,
+        stage=Stage.TRAIN,
+        minutes_ago=95,
+    )
+    failed.error_code = "out_of_memory"
+    failed.error_message = (
+        "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows."
+    )
+    diary = Diary(session, failed, failed.created_at)
+    diary.tell("Job started.")
+    diary.train(300, 20, canary_falls=False)
+    _end(failed, diary, failed.error_message, "error")
+
+    cancelled = seed_job(
+        session,
+        acme,
+        name="ft:sandbox-base:acme:draft:Ty7u4MqE",
+        model="sandbox-sft",
+        status=JobStatus.CANCELLED,
+        stage=Stage.TRAIN,
+        minutes_ago=120,
+    )
+    diary = Diary(session, cancelled, cancelled.created_at)
+    diary.tell("Job started.")
+    diary.train(300, 60, canary_falls=False)
+    _end(cancelled, diary, "Job cancelled.", "warn")
