@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import signal
 import sys
 
 # An account that owns nothing. Servers that refuse to run as root (PostgreSQL) are shown this one.
@@ -23,8 +25,12 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> None:
     """Confine this process, tie it to its parent, and become the program."""
     confinement, orphan_signal, parent, *command = arguments
-    # What the state folder holds is nobody else's, whatever the shell's habits are.
+    # What the state folder holds is nobody else's, and neither is what a crash would write beside it.
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A shell without job control starts background programs deaf to these, and deafness is inherited.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     if confinement == "namespace":
         enter_user_namespace()
     elif confinement == "account":

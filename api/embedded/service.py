@@ -71,6 +71,7 @@ class EmbeddedService:
         self._notify = notify
         self._supervisor = Supervisor(notify=notify)
         self._stack = ExitStack()
+        self._serves = True
 
     def __enter__(self) -> Self:
         """Start everything; return when the api answers.
@@ -134,9 +135,14 @@ class EmbeddedService:
         self._start_servers()
         upgrade(self.database_url)
         self.api_key = first_key(self.database_url, state / "api_key")
-        for child in self._children():
-            self._supervisor.start(child)
+        self._choose_serving_port()
+        api, *others = self._children()
+        # First and alone: the others load tensor libraries, which takes two cores for seconds.
+        self._notify("starting the api")
+        self._supervisor.start(api)
         self._wait_until_healthy()
+        for child in others:
+            self._supervisor.start(child)
         self._supervisor.tend()
 
     def _choose_port(self) -> None:
@@ -163,8 +169,14 @@ class EmbeddedService:
         environment.setdefault("TITER_SESSION_SECRET", kept_secret(state / "session_secret"))
         environment["PYTHONUNBUFFERED"] = "1"
 
+    def _choose_serving_port(self) -> None:
+        """An inference server of the user's own, named by `TITER_SERVING_URL`, replaces ours."""
+        self._serves = "TITER_SERVING_URL" not in self._environment
+        if self._serves:
+            port = kept_port(self.state / "serving.port")
+            self._environment["TITER_SERVING_URL"] = f"http://{LOOPBACK}:{port}"
+
     def _children(self) -> list[ChildProcess]:
-        environment = self._environment
         api = [
             *("uvicorn", "--factory", "api.app:create_app"),
             *("--host", self._host, "--port", str(self._port)),
@@ -177,13 +189,14 @@ class EmbeddedService:
             # There is one worker: nobody to gossip with, nobody to wait for.
             *("--without-gossip", "--without-mingle", "--loglevel", "INFO"),
         ]
-        children = [self._child("api", *api), self._child("sweeper", "api.sweeper")]
-        if "TITER_SERVING_URL" not in environment:
-            port = kept_port(self.state / "serving.port")
-            environment["TITER_SERVING_URL"] = f"http://{LOOPBACK}:{port}"
+        # A cold stop for the worker: the job goes on from its last checkpoint at the next start.
+        children = [
+            self._child("api", *api),
+            self._child("sweeper", "api.sweeper"),
+            self._child("worker", *worker, stop_signal=signal.SIGQUIT),
+        ]
+        if self._serves:
             children.append(self._child("serving", "worker.serving"))
-        # A cold stop: the job goes on from its last checkpoint at the next start.
-        children.append(self._child("worker", *worker, stop_signal=signal.SIGQUIT))
         return children
 
     def _child(
@@ -200,7 +213,6 @@ class EmbeddedService:
         return ChildProcess(command, self.state)
 
     def _wait_until_healthy(self) -> None:
-        self._notify("starting the api and the worker")
         deadline = time.monotonic() + HEALTHY_SECONDS
         # A proxy of the user's environment has no business between us and ourselves.
         with httpx.Client(trust_env=False, timeout=5) as client:

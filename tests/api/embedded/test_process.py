@@ -172,6 +172,17 @@ def test_a_signal_of_the_terminal_does_not_reach_children(tmp_path: Path) -> Non
     child.stop()
 
 
+def test_a_child_hears_signals_to_which_its_parent_is_deaf(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    try:
+        child = started_child(Command("one", SLEEP, stop_signal=signal.SIGQUIT), tmp_path)
+    finally:
+        signal.signal(signal.SIGQUIT, before)
+    began = time.monotonic()
+    child.stop()
+    assert time.monotonic() - began < 5
+
+
 def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.embedded.process.MAX_LOG_BYTES", 3)
     child = ChildProcess(Command("one", ("true",), stop_signal=signal.SIGTERM), tmp_path)
