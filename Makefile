@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt $(MOVED)
 	@rm -f $(STAMP)
 	@echo "Installing into .venv: about 1.3 GB, a minute or more the first time."
 	@$(PIP_INSTALL) -e '.[dev]'
-	@printf '%s' "$(CURDIR)" > $(STAMP)
+	@pwd -P | tr -d '\n' > $(STAMP)
 
 demo: setup ## Run the main job here: align, fine-tune, measure, decide (under 10 minutes)
 	@$(VENV_PYTHON) -m api.cli demo $(ARGS)
