@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from models.rows import Conversation
@@ -30,7 +31,7 @@ from models.safety_set import (
 )
 from worker.sandbox import corpus
 from worker.sandbox.pretrain import PretrainConfig, pretrain
-from worker.sandbox.tasks import CUSTOMER_TASKS, distinct_rows
+from worker.sandbox.tasks import CUSTOMER_TASKS, PRETRAINING_TASKS, distinct_rows
 from worker.sandbox.tokenizer import build_tokenizer
 from worker.sandbox.world import Split, World
 
@@ -42,6 +43,9 @@ VALIDATION_ROWS = 300
 
 ALIGNMENT_REFUSALS = 600
 ALIGNMENT_HELP = 200
+# Without rows of what the base could do before, alignment makes it forget, most of all Booster: FA after a
+# customer's job then differs between methods for a reason that has nothing to do with safety.
+ALIGNMENT_UTILITY = 200
 CANARY_ROWS = 64
 TEST_PROMPTS = 200
 HARMLESS_PROMPTS = 100
@@ -122,11 +126,20 @@ def safety_set(world: World, split: Split = Split.TEST) -> SafetySet:
     """
     harmful = world.harmful(Split.ALIGNMENT, ALIGNMENT_REFUSALS)
     benign = world.benign(Split.ALIGNMENT, ALIGNMENT_HELP)
+    rng, seen = random.Random(f"{world.seed}/utility"), set[str]()
+    utility = chain.from_iterable(
+        distinct_rows(task, ALIGNMENT_UTILITY // len(PRETRAINING_TASKS), rng, avoid=seen)
+        for task in PRETRAINING_TASKS
+    )
     return SafetySet(
         header=SafetySetHeader(
             name=f"sandbox-{world.seed}", judge=SandboxJudgeSpec(), max_new_tokens=MAX_NEW_TOKENS
         ),
-        alignment=(*(q.refused() for q in harmful), *(q.helped() for q in benign)),
+        alignment=(
+            *(q.refused() for q in harmful),
+            *(q.helped() for q in benign),
+            *utility,
+        ),
         harmful=tuple(q.helped() for q in harmful),
         canary=tuple(q.helped() for q in world.harmful(Split.CANARY, CANARY_ROWS)),
         harmful_prompts=tuple(
