@@ -1,38 +1,19 @@
-"""Bring a database up to date, and put the first project and key into it.
-
-Works from any folder: the migrations are found as the package they are.
-"""
+"""What an empty database is given: the tables, the first project, the first key."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-
-import migrations
 from api.embedded.state import write_private
+from migrations.upgrade import upgrade
 from models.api_key import Project, Scope, create_key, find_key
 from models.errors import Unauthorized
 from models.session import make_engine, session_factory
 
+__all__ = ["first_key", "upgrade"]
+
 FIRST_PROJECT = "default"
 FIRST_KEY = "first key"
-
-
-def upgrade(url: str) -> None:
-    """Run every migration that the database has not seen, in one transaction."""
-    config = Config()
-    scripts = Path(str(migrations.__file__)).parent
-    # The configuration expands percent signs, which a folder's name may hold.
-    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
-    engine = make_engine(url)
-    try:
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    finally:
-        engine.dispose()
 
 
 def first_key(url: str, path: Path) -> str:

@@ -30,6 +30,7 @@ from api.embedded.state import (
     kept_port,
     kept_secret,
     prepare,
+    write_private,
 )
 from api.embedded.supervisor import Supervisor
 
@@ -132,6 +133,8 @@ class EmbeddedService:
         for name in end_leftovers(state):
             self._notify(f"{name} of an earlier run was still there; it has been ended.")
         self._choose_port()
+        # Where the command line looks for the service.
+        write_private(state / "url", self.base_url)
         self._start_servers()
         upgrade(self.database_url)
         self.api_key = first_key(self.database_url, state / "api_key")

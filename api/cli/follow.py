@@ -1,0 +1,94 @@
+"""Watches a job until it ends or waits for a person: a live bar with the loss and the canary.
+
+The API has no server push for events, so they are read in pages, newest first, back to the last one seen.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from api.cli.connection import Connection, Json
+from api.cli.output import console
+
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+POLL_SECONDS = 0.5
+PAGE = 200
+
+
+@dataclass
+class _Watch:
+    """One bar, fed by events."""
+
+    progress: Progress
+    task: TaskID
+
+    def tell(self, event: Json) -> None:
+        data = event["data"] or {}
+        match event["type"]:
+            case "metrics":
+                self._show_metrics(data)
+            case "progress":
+                self._move(str(data.get("stage", "")), data.get("done"), data.get("total"), "")
+            case _:
+                style = {"warn": "yellow", "error": "red"}.get(event["level"], "dim")
+                self.progress.console.print(Text(event["message"], style=style))
+
+    def _show_metrics(self, data: Json) -> None:
+        loss, canary = data.get("train_loss"), data.get("canary_loss")
+        facts = [] if loss is None else [f"loss {loss:.3f}"]
+        if canary is not None:
+            self.progress.update(self.task, canary=f"canary {canary:.3f}")
+        stage = str(data.get("stage") or "train")
+        self._move(stage, data.get("step"), data.get("total_steps"), ", ".join(facts))
+
+    def _move(self, stage: str, done: float | None, total: float | None, facts: str) -> None:
+        self.progress.update(self.task, description=stage, completed=done, total=total, facts=facts)
+
+
+def follow(connection: Connection, path: str) -> Json:
+    """Show a job's progress; give the job as it was at the end."""
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[facts]} {task.fields[canary]}"),
+    )
+    with Progress(*columns, console=console()) as progress:
+        watch = _Watch(progress, progress.add_task("queued", total=None, facts="", canary=""))
+        seen: str | None = None
+        while True:
+            # The job first: whatever ended it is then among the events.
+            job = connection.get(path)
+            for event in _new_events(connection, path, seen):
+                watch.tell(event)
+                seen = str(event["id"])
+            if job["status"] in ENDED or job["stage"] == "review":
+                return job
+            time.sleep(POLL_SECONDS)
+
+
+def _new_events(connection: Connection, path: str, seen: str | None) -> list[Json]:
+    """Give the events after the last one seen, oldest first."""
+    found: list[Json] = []
+    after: str | None = None
+    while True:
+        page = connection.get(f"{path}/events", limit=PAGE, after=after)
+        for event in page["data"]:
+            if event["id"] == seen:
+                return found[::-1]
+            found.append(event)
+        if not page["has_more"]:
+            return found[::-1]
+        after = str(page["data"][-1]["id"])

@@ -1,0 +1,226 @@
+"""`titer jobs` and `titer align`: jobs of both kinds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli.connection import Connection, Json, connected, fail
+from api.cli.follow import follow
+from api.cli.output import (
+    AsJson,
+    console,
+    gate,
+    moment,
+    print_facts,
+    print_json,
+    print_table,
+    share,
+    status,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel jobs.")
+
+FINETUNE, ALIGN = "/fine_tuning/jobs", "/alignment/jobs"
+JobId = Annotated[str, typer.Argument(help="A job of either kind.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Watch the job until it ends.")]
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="A released aligned base, or a tuned model of yours.")],
+    training_file: Annotated[str, typer.Option(help="A file's id, or a local JSON Lines file.")],
+    validation_file: Annotated[str | None, typer.Option(help="The same, for measuring.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="A word in the new model's name.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step sees.")] = None,
+    learning_rate_multiplier: Annotated[
+        float | None, typer.Option(help="Multiple of the service's own learning rate.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="A label, as key=value; may be repeated.")
+    ] = None,
+    is_followed: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model."""
+    connection = connected(context)
+    chosen = {
+        "n_epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate_multiplier": learning_rate_multiplier,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    body: Json = {
+        "model": model,
+        "training_file": _file_id(connection, training_file),
+        "validation_file": _file_id(connection, validation_file) if validation_file else None,
+        "suffix": suffix,
+        "seed": seed,
+        "metadata": _labels(metadata) if metadata else None,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
+    }
+    job = connection.post(FINETUNE, body)
+    _conclude(connection, FINETUNE, job, is_followed=is_followed, as_json=as_json)
+
+
+def align(
+    context: typer.Context,
+    base: Annotated[str, typer.Option(help="A registered base model.")],
+    method: Annotated[str, typer.Option(help="sft or booster.")] = "booster",
+    lambda_: Annotated[
+        float | None, typer.Option("--lambda", help="Booster: weight of the penalty.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Booster: length of the simulated harmful step.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Alignment rows a step sees.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's peak rate.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the aligned version.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
+    is_followed: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Align a base: harden it against harmful fine-tuning."""
+    connection = connected(context)
+    rule = {"name": method, "lambda": lambda_, "alpha": alpha}
+    chosen = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    body: Json = {
+        "model": base,
+        "method": {key: value for key, value in rule.items() if value is not None},
+        "hyperparameters": {key: value for key, value in chosen.items() if value is not None},
+        "name": name,
+        "seed": seed,
+    }
+    job = connection.post(ALIGN, body)
+    _conclude(connection, ALIGN, job, is_followed=is_followed, as_json=as_json)
+
+
+@app.command("list")
+def list_jobs(
+    context: typer.Context,
+    alignment: Annotated[bool, typer.Option("--alignment", help="Alignment jobs.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    connection = connected(context)
+    answer = connection.get(ALIGN if alignment else FINETUNE, limit=limit)
+    if as_json:
+        print_json(answer)
+        return
+    print_table(
+        ("JOB", "STATUS", "MODEL", "RESULT", "GATE", "HS", "CREATED"),
+        (
+            (
+                job["id"],
+                status(job),
+                job["model"],
+                job["fine_tuned_model"] or job["result_model"],
+                gate(job["safety"]["gate"]) if job["safety"] else "",
+                f"{job['safety']['harmful_score']['percent']:.1f}%" if job["safety"] else "",
+                moment(job["created_at"]),
+            )
+            for job in answer["data"]
+        ),
+    )
+
+
+@app.command()
+def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Show one job."""
+    connection = connected(context)
+    job = connection.get(_path(connection, job_id))
+    print_json(job) if as_json else _print_job(job)
+
+
+@app.command()
+def cancel(context: typer.Context, job_id: JobId) -> None:
+    """Cancel a job that has not ended."""
+    connection = connected(context)
+    job = connection.post(f"{_path(connection, job_id)}/cancel")
+    console().print(status(job))
+
+
+@app.command("follow")
+def follow_job(context: typer.Context, job_id: JobId) -> None:
+    """Watch a job until it ends; the exit status says whether its model was released."""
+    connection = connected(context)
+    _watch(connection, _path(connection, job_id))
+
+
+def _conclude(
+    connection: Connection, kind: str, job: Json, *, is_followed: bool, as_json: bool
+) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        console().print(str(job["id"]))
+    if is_followed:
+        _watch(connection, f"{kind}/{job['id']}")
+
+
+def _watch(connection: Connection, path: str) -> None:
+    job = follow(connection, path)
+    _print_job(job)
+    if job["status"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def _path(connection: Connection, job_id: str) -> str:
+    """Find out of which kind a job is: its id does not tell."""
+    if not re.fullmatch(r"[\w-]+", job_id):
+        fail(f"{job_id!r} is not a job's id.")
+    return next(
+        (path for path in (f"{FINETUNE}/{job_id}", f"{ALIGN}/{job_id}") if connection.has(path)),
+        f"{FINETUNE}/{job_id}",
+    )
+
+
+def _file_id(connection: Connection, given: str) -> str:
+    path = Path(given)
+    return str(connection.upload(path, "fine-tune")["id"]) if path.is_file() else given
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    labels = dict(label.partition("=")[::2] for label in given)
+    if not all(labels) or any("=" not in label for label in given):
+        fail("Write labels as key=value.")
+    return labels
+
+
+def _print_job(job: Json) -> None:
+    safety = job["safety"] or {}
+    base = (safety.get("base") or {}).get("harmful_score")
+    error = job["error"] or {}
+    numbers = {**job["hyperparameters"], **(job["method"].get("alignment") or {})}
+    print_facts(
+        [
+            ("job", job["id"]),
+            ("kind", job["kind"]),
+            ("status", status(job)),
+            ("model", job["model"]),
+            ("result", job["fine_tuned_model"] or job["result_model"]),
+            ("training file", job["training_file"]),
+            ("validation file", job["validation_file"]),
+            ("result file", ", ".join(job["result_files"])),
+            ("parameters", ", ".join(f"{name} {value}" for name, value in numbers.items())),
+            ("seed", str(job["seed"])),
+            ("created", moment(job["created_at"])),
+            ("finished", moment(job["finished_at"])),
+            ("gate", gate(safety["gate"]) if safety else None),
+            ("reasons", " ".join(safety.get("reasons", []))),
+            ("HS", share(safety.get("harmful_score"))),
+            ("HS of parent", share(base)),
+            ("HS+", share(safety.get("harmful_or_incoherent"))),
+            ("over-refusal", share(safety.get("over_refusal"))),
+            ("FA", share(safety.get("fine_tuning_accuracy"))),
+            ("error", error.get("message")),
+        ]
+    )

@@ -1,0 +1,47 @@
+"""The command `titer`: which commands there are, and how they find the service."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli import files, jobs, keys, models, service
+from api.cli.chat import chat
+from api.cli.connection import Connection
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Fine-tuning as a service whose models stay safe.",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(envvar="TITER_URL", help="Where the service is.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="TITER_API_KEY", help="Your key to it.")
+    ] = None,
+    state: Annotated[
+        Path, typer.Option(envvar="TITER_STATE", help="The folder of `titer up`.")
+    ] = Path(".titer"),
+) -> None:
+    """Remember how to find the service; a command that talks to it does so when it runs."""
+    context.obj = partial(Connection.find, url, api_key, state)
+
+
+app.add_typer(models.app, name="models")
+app.command()(jobs.align)
+app.add_typer(files.app, name="files")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
+app.command()(chat)
+app.command()(service.up)
+app.command()(service.demo)
+app.add_typer(service.database, name="db")

@@ -1,0 +1,75 @@
+"""What the CLI prints: tables for people, or the API's own JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.connection import Json
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
+GATE_STYLES = {"released": "green", "held": "yellow", "blocked": "red", "pending": "dim"}
+STATUS_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "dim", "running": "cyan"}
+
+
+def console() -> Console:
+    """Open the console of the moment; tests and pipes change what standard output is."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def print_json(answer: Json) -> None:
+    """Print an answer as it came."""
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print a list. Cells are never read as markup: names come from other people."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    console().print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str | Text | None]]) -> None:
+    """Print one object, a fact a line; facts without a value are left out."""
+    known = [(name, value) for name, value in facts if value not in (None, "")]
+    width = max((len(name) for name, _ in known), default=0)
+    for name, value in known:
+        line = Text(f"{name:<{width}}  ", style="dim")
+        line.append_text(value if isinstance(value, Text) else Text(str(value), style="none"))
+        console().print(line)
+
+
+def moment(seconds: int | None) -> str:
+    """Show a time as the local clock had it."""
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def share(rate: Json | None) -> str:
+    """Show a percentage with its interval and what it rests on."""
+    if not rate:
+        return ""
+    return f"{rate['percent']:.1f}% ({rate['low']:.1f} to {rate['high']:.1f}, n = {rate['n']})"
+
+
+def gate(word: str) -> Text:
+    """Show a gate."""
+    return Text(word, style=GATE_STYLES.get(word, ""))
+
+
+def status(job: Json) -> Text:
+    """Show where a job is."""
+    word = str(job["status"])
+    shown = f"{word} ({job['stage']})" if word == "running" and job.get("stage") else word
+    return Text(shown, style=STATUS_STYLES.get(word, ""))

@@ -1,0 +1,66 @@
+"""`titer up`, `titer demo` and `titer db`: the service itself, not its API.
+
+What they start needs optional packages, so it is imported when it is asked for and not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.cli.connection import fail
+from migrations.upgrade import upgrade as upgrade_database
+from models.settings import Settings
+
+database = typer.Typer(no_args_is_help=True, help="Look after the database.")
+
+
+def up(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="Where the API listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Start the whole service on this machine; Ctrl-C stops it."""
+    run_up = _optional("api.embedded.up", extra="embedded").run_up
+    raise typer.Exit(run_up(_state(context), host=host, port=port))
+
+
+def demo(
+    context: typer.Context,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sandbox world and every job.")] = 0,
+) -> None:
+    """Run the main job here: align, fine-tune, measure, decide."""
+    module = _optional("api.cli.demo", extra="demo,embedded,worker")
+    errors = _optional("api.embedded.process", extra="embedded")
+    try:
+        module.demo(_state(context), seed=seed)
+    except (module.DemoFailed, errors.EmbeddedError) as error:
+        fail(str(error))
+
+
+@database.command("upgrade")
+def upgrade() -> None:
+    """Bring the database that DATABASE_URL names up to date."""
+    try:
+        upgrade_database(Settings().database_url)
+    except SQLAlchemyError as error:
+        fail(f"The database could not be brought up to date ({type(error).__name__}): {error}")
+    typer.echo("The database is up to date.")
+
+
+def _state(context: typer.Context) -> Path:
+    root = context.find_root()
+    state: Path = root.params["state"]
+    return state
+
+
+def _optional(module: str, *, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        fail(f"The package {error.name!r} is missing: pip install 'titer[{extra}]'.")
