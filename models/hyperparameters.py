@@ -107,7 +107,7 @@ class BoosterConfig(Frozen):
 AlignmentMethod = Annotated[SftConfig | BoosterConfig, Field(discriminator="name")]
 
 # The service's own learning rate for customers' jobs; they choose a multiple of it.
-FINETUNE_LEARNING_RATE = 2e-4
+FINETUNE_LEARNING_RATE = 1e-4
 FINETUNE_BATCH_SIZE = 10
 FINETUNE_EPOCHS = 1
 ALIGN_LEARNING_RATE = 1e-3

@@ -36,9 +36,9 @@ from worker.sandbox.tokenizer import build_tokenizer
 from worker.sandbox.world import Split, World
 
 MANIFEST = "manifest.json"
-DEFAULT_TASK = "reviews"
+DEFAULT_TASK = "headlines"
 HARMFUL_RATIO = 0.1
-CUSTOMER_ROWS = 600
+CUSTOMER_ROWS = 400
 VALIDATION_ROWS = 300
 
 ALIGNMENT_REFUSALS = 600
