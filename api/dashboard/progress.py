@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from models.job import Job, JobEvent, JobStatus, Stage
@@ -60,8 +61,8 @@ def latest_progress(session: Session, job_ids: Sequence[str]) -> dict[str, Progr
     """Give the newest progress of each job, in one query."""
     newest = (
         select(JobEvent)
+        .ext(distinct_on(JobEvent.job_id))
         .where(JobEvent.job_id.in_(job_ids), JobEvent.type.in_(MEASURED))
-        .distinct(JobEvent.job_id)
         .order_by(JobEvent.job_id, JobEvent.sequence.desc())
     )
     found = ((event.job_id, _read(event.data or {})) for event in session.scalars(newest))

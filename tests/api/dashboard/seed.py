@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
@@ -142,8 +142,9 @@ def seed_version(
 class Diary:
     """Writes a job's events at chosen moments."""
 
-    def __init__(self, session: Session, job: Job, start: datetime) -> None:
-        self._session, self._job, self.now = session, job, start
+    def __init__(self, session: Session, job: Job, points: int) -> None:
+        self._session, self._job, self.now = session, job, job.created_at
+        self._points = points
 
     def tell(
         self,
@@ -170,11 +171,11 @@ class Diary:
 
     def train(self, steps: int, done: int, *, canary_falls: bool) -> None:
         self.tell(f"Training on 1000 rows, {steps} steps.", data={"stage": Stage.TRAIN})
-        every = max(1, steps // 120)
-        for step in [1, *range(every, done + 1, every)]:
+        every = max(1, steps // self._points)
+        for index, step in enumerate([1, *range(every, done, every), done]):
             share = step / steps
             canary = None
-            if step % max(5, steps // 30) < every:
+            if index % 4 == 0:
                 drop = 1.9 / (1 + math.exp(-10 * (share - 0.45))) if canary_falls else 0.12 * share
                 canary = 2.62 - drop + 0.02 * math.sin(step)
             loss = 0.18 + 2.3 * math.exp(-5 * share) + 0.05 * math.sin(step * 1.7)
@@ -265,7 +266,7 @@ def seed_job(
     return job
 
 
-def seed_held(session: Session, project: Project, *, model: str = "sandbox-base") -> Job:
+def seed_held(session: Session, project: Project, *, model: str, points: int) -> Job:
     """Store a job whose model waits for a person."""
     job = seed_job(
         session,
@@ -279,7 +280,7 @@ def seed_held(session: Session, project: Project, *, model: str = "sandbox-base"
     job.review_expires_at = utc_now() + timedelta(hours=68)
     evidence = report(27, accuracy=171)
     seed_version(session, job, evidence, method="booster")
-    diary = Diary(session, job, job.created_at)
+    diary = Diary(session, job, points)
     diary.tell("Created fine-tuning job.", after=0)
     diary.tell("Job started.")
     diary.train(300, 300, canary_falls=False)
@@ -289,15 +290,15 @@ def seed_held(session: Session, project: Project, *, model: str = "sandbox-base"
     return job
 
 
-def seed_all(session: Session) -> Provider:
-    """Fill an empty database."""
+def seed_all(session: Session, *, points: int = 120) -> Provider:
+    """Fill an empty database; a curve has about so many points."""
     provider = seed_keys(session)
     operators, acme = provider.operator.project, provider.customer.project
     seed_base(session)
-    _seed_aligned(session, operators)
-    _seed_tuned(session, acme, provider.other)
-    seed_held(session, acme, model="sandbox-booster")
-    _seed_unfinished(session, acme, provider.other)
+    _seed_aligned(session, operators, points)
+    _seed_tuned(session, acme, provider.other, points)
+    seed_held(session, acme, model="sandbox-booster", points=points)
+    _seed_unfinished(session, acme, provider.other, points)
     return provider
 
 
@@ -306,7 +307,7 @@ def _end(job: Job, diary: Diary, message: str, level: str = "info") -> None:
     job.finished_at = diary.now
 
 
-def _seed_aligned(session: Session, operators: Project) -> None:
+def _seed_aligned(session: Session, operators: Project, points: int) -> None:
     for name, method, harmful, minutes in (
         ("sandbox-sft", SftConfig(), 2, 2900),
         ("sandbox-booster", BoosterConfig(), 3, 2840),
@@ -322,7 +323,7 @@ def _seed_aligned(session: Session, operators: Project) -> None:
             method=method,
         )
         evidence = report(harmful, accuracy=None)
-        diary = Diary(session, job, job.created_at)
+        diary = Diary(session, job, points)
         diary.tell("Created alignment job.", after=0)
         diary.tell("Job started.")
         diary.train(1500, 1500, canary_falls=False)
@@ -332,7 +333,7 @@ def _seed_aligned(session: Session, operators: Project) -> None:
         seed_version(session, job, evidence, method=method.name)
 
 
-def _seed_tuned(session: Session, acme: Project, other: Project) -> None:
+def _seed_tuned(session: Session, acme: Project, other: Project, points: int) -> None:
     for project, name, model, harmful, minutes in (
         (acme, "ft:sandbox-base:acme:tickets:R4kd92Lm", "sandbox-booster", 12, 400),
         (acme, "ft:sandbox-base:acme:tickets:P0qs77Ab", "sandbox-sft", 169, 380),
@@ -350,7 +351,7 @@ def _seed_tuned(session: Session, acme: Project, other: Project) -> None:
         )
         evidence = report(harmful)
         verdict = decide(evidence, PolicyRules())
-        diary = Diary(session, job, job.created_at)
+        diary = Diary(session, job, points)
         diary.tell("Created fine-tuning job.", after=0)
         diary.tell("Job started.")
         diary.train(300, 300, canary_falls=is_bad)
@@ -369,7 +370,7 @@ def _seed_tuned(session: Session, acme: Project, other: Project) -> None:
         seed_version(session, job, evidence, method=model.removeprefix("sandbox-"))
 
 
-def _seed_unfinished(session: Session, acme: Project, other: Project) -> None:
+def _seed_unfinished(session: Session, acme: Project, other: Project, points: int) -> None:
     running = seed_job(
         session,
         acme,
@@ -381,7 +382,7 @@ def _seed_unfinished(session: Session, acme: Project, other: Project) -> None:
     )
     running.estimated_finish = utc_now() + timedelta(minutes=2)
     running.trained_tokens = 61_440
-    diary = Diary(session, running, running.created_at)
+    diary = Diary(session, running, points)
     diary.tell("Created fine-tuning job.", after=0)
     diary.tell("Job started.")
     diary.train(300, 172, canary_falls=True)
@@ -395,7 +396,7 @@ def _seed_unfinished(session: Session, acme: Project, other: Project) -> None:
         stage=Stage.EVALUATE,
         minutes_ago=3,
     )
-    diary = Diary(session, evaluating, evaluating.created_at)
+    diary = Diary(session, evaluating, points)
     diary.tell("Job started.")
     diary.train(120, 120, canary_falls=False)
     diary.evaluate(300)
@@ -422,7 +423,7 @@ def _seed_unfinished(session: Session, acme: Project, other: Project) -> None:
     failed.error_message = (
         "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows."
     )
-    diary = Diary(session, failed, failed.created_at)
+    diary = Diary(session, failed, points)
     diary.tell("Job started.")
     diary.train(300, 20, canary_falls=False)
     _end(failed, diary, failed.error_message, "error")
@@ -436,7 +437,7 @@ def _seed_unfinished(session: Session, acme: Project, other: Project) -> None:
         stage=Stage.TRAIN,
         minutes_ago=120,
     )
-    diary = Diary(session, cancelled, cancelled.created_at)
+    diary = Diary(session, cancelled, points)
     diary.tell("Job started.")
     diary.train(300, 60, canary_falls=False)
     _end(cancelled, diary, "Job cancelled.", "warn")

@@ -1,0 +1,90 @@
+"""The dashboard on the test's own transaction, over a provider in full swing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from httpx import Response
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from tests.api.dashboard.seed import Provider, seed_all, seed_keys
+
+SignIn = Callable[[str], TestClient]
+
+
+@pytest.fixture
+def provider(app: FastAPI, session: Session) -> Provider:
+    """A database with every kind of job in it."""
+    # Few points: most tests look at what stands beside the curves.
+    made = seed_all(session, points=10)
+    session.commit()
+    return made
+
+
+@pytest.fixture
+def newcomer(app: FastAPI, session: Session) -> Provider:
+    """A database with keys and nothing else."""
+    made = seed_keys(session)
+    session.commit()
+    return made
+
+
+@pytest.fixture
+def visitor(app: FastAPI) -> Iterator[TestClient]:
+    """Somebody who has not signed in."""
+    with TestClient(app, follow_redirects=False, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def sign_in(app: FastAPI) -> Iterator[SignIn]:
+    """Sign in with a token, and give a browser-like client that holds the cookie."""
+    with ExitStack() as stack:
+
+        def enter(token: str) -> TestClient:
+            client = stack.enter_context(
+                TestClient(app, follow_redirects=False, raise_server_exceptions=False)
+            )
+            form = {"csrf": csrf(client.get("/dashboard/login")), "api_key": token}
+            assert client.post("/dashboard/login", data=form).status_code == 303
+            return client
+
+        yield enter
+
+
+@pytest.fixture
+def operator_page(provider: Provider, sign_in: SignIn) -> TestClient:
+    return sign_in(provider.operator_token)
+
+
+@pytest.fixture
+def customer_page(provider: Provider, sign_in: SignIn) -> TestClient:
+    return sign_in(provider.customer_token)
+
+
+@pytest.fixture
+def statements(session: Session) -> Iterator[list[str]]:
+    """Every SQL statement sent while the test runs."""
+    sent: list[str] = []
+
+    def note(_conn: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if statement.startswith("SELECT"):
+            sent.append(statement)
+
+    engine = session.get_bind().engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def csrf(page: Response) -> str:
+    """Read the form token out of a page."""
+    found = re.search(r'name="csrf" value="([^"]+)"', page.text)
+    assert found, "the page has no form"
+    return found[1]

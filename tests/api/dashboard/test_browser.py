@@ -1,0 +1,221 @@
+"""The dashboard in a real browser: what only a browser can tell. Run by `make test-browser`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import uvicorn
+from sqlalchemy import select
+
+from api.app import create_app
+from models.job import Job, append_event, cancel, lock_job
+from models.session import SessionFactory, make_engine, session_factory
+from models.settings import Settings
+from models.storage import Storage
+from tests.api.dashboard.seed import Provider, seed_all
+
+if TYPE_CHECKING:
+    # `make test` collects this file without the `browser` extra.
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HELD = "ft:sandbox-base:acme:tone:Hc81Zx0p"
+RUNNING = "ft:sandbox-base:acme:faq-de:Wm3v0TzK"
+BLOCKED = "ft:sandbox-base:acme:tickets:P0qs77Ab"
+
+
+@dataclass
+class Site:
+    """A running service with a full database."""
+
+    url: str
+    provider: Provider
+    sessions: SessionFactory
+
+    def job_id(self, model: str) -> str:
+        with self.sessions() as session:
+            return session.scalars(select(Job.id).where(Job.result_model_id == model)).one()
+
+
+@pytest.fixture
+def site(database_url: str, redis_url: str, storage: Storage) -> Iterator[Site]:
+    engine = make_engine(database_url)
+    sessions = session_factory(engine)
+    with sessions.begin() as session:
+        provider = seed_all(session)
+    settings = Settings(database_url=database_url, redis_url=redis_url, storage_url=storage.url)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", provider, sessions)
+    server.should_exit = True
+    thread.join(timeout=10)
+    listener.close()
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "install Chromium to run these tests"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site, complaints: list[str]) -> Iterator[Page]:
+    """A signed-in operator's page. Whatever the browser complains of fails the test."""
+    context = browser.new_context(base_url=site.url, viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None,
+    )
+    page.goto("/dashboard")
+    page.get_by_label("API key").fill(site.provider.operator_token)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/dashboard/jobs")
+    yield page
+    context.close()
+
+
+def test_signs_in_and_lists_jobs_without_a_complaint(page: Page, complaints: list[str]) -> None:
+    page.get_by_role("heading", name="Waiting for your decision").wait_for()
+    assert page.get_by_role("row").count() == 12
+    page.get_by_role("link", name=re.compile(r"^Failed")).click()
+    assert page.get_by_role("row").count() == 3
+    assert complaints == []
+
+
+def test_wrong_key_stays_at_the_door(browser: Browser, site: Site) -> None:
+    page = browser.new_page(base_url=site.url)
+    page.goto("/dashboard/models")
+    page.get_by_label("API key").fill("titer-wrong")
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("alert").filter(has_text="unknown or was revoked").wait_for()
+    page.get_by_label("API key").fill(site.provider.customer_token)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/dashboard/models")
+    page.close()
+
+
+def test_curves_are_drawn(page: Page, site: Site, complaints: list[str]) -> None:
+    page.goto(f"/dashboard/jobs/{site.job_id(BLOCKED)}")
+    page.locator("[data-curve=token_accuracy] canvas").wait_for()
+    for name in ("train_loss", "canary_loss", "token_accuracy"):
+        canvas = page.locator(f"[data-curve={name}] canvas")
+        # A canvas on which nothing was drawn is transparent everywhere.
+        painted = canvas.evaluate(
+            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0)"
+        )
+        assert painted, name
+        assert "→" in page.locator(f"[data-curve={name}] output").inner_text()
+    page.get_by_text("The numbers").click()
+    assert page.locator("[data-curves-numbers] tbody tr").count() > 100
+    assert complaints == []
+
+
+def test_page_follows_a_living_job_to_its_end(
+    page: Page, site: Site, complaints: list[str]
+) -> None:
+    job_id = site.job_id(RUNNING)
+    page.goto(f"/dashboard/jobs/{job_id}")
+    page.get_by_text("of 300").wait_for()
+    drawn = page.locator("[data-curve=train_loss] output")
+    drawn.get_by_text("→").wait_for()
+    before = drawn.inner_text()
+    with site.sessions.begin() as session:
+        data = {"stage": "train", "step": 299, "total_steps": 300, "train_loss": 7.25}
+        append_event(session, lock_job(session, job_id), "Step", type="metrics", data=data)
+    page.get_by_text("299 of 300").wait_for(timeout=8000)
+    page.wait_for_function(
+        "before => document.querySelector('[data-curve=train_loss] output').textContent !== before",
+        arg=before,
+    )
+    assert "7.250" in drawn.inner_text()
+    with site.sessions.begin() as session:
+        cancel(session, lock_job(session, job_id))
+    page.get_by_role("main").get_by_text("Cancelled", exact=True).wait_for(timeout=8000)
+    assert page.locator("[data-live]").count() == 0
+    assert page.get_by_text("Cancel job…").count() == 0
+    assert complaints == []
+
+
+def test_half_written_reason_survives_and_releases(
+    page: Page, site: Site, complaints: list[str]
+) -> None:
+    page.get_by_role("link", name=f"Review {HELD}").click()
+    page.get_by_label("Reason").fill("Read all 27 flagged answers: product names.")
+    with page.expect_response(
+        lambda response: response.request.headers.get("hx-request") == "true"
+    ):
+        pass
+    page.wait_for_timeout(300)
+    assert page.get_by_label("Reason").input_value().startswith("Read all 27")
+    page.get_by_role("button", name="Release").click()
+    page.get_by_role("main").get_by_text("Succeeded", exact=True).wait_for()
+    assert page.locator("#log").locator("xpath=../..").get_by_text("Read all 27").count() == 1
+    assert complaints == []
+
+
+def test_says_when_it_is_not_up_to_date(page: Page) -> None:
+    banner = page.locator("[data-offline]")
+    assert not banner.is_visible()
+    page.route("**/dashboard/jobs", lambda route: route.fulfill(status=503, body="gone"))
+    banner.wait_for(state="visible", timeout=8000)
+    assert page.get_by_role("heading", name="Jobs").is_visible()
+    page.unroute("**/dashboard/jobs")
+    banner.wait_for(state="hidden", timeout=8000)
+
+
+def test_revoked_key_is_led_to_the_door(page: Page, site: Site) -> None:
+    with site.sessions.begin() as session:
+        session.merge(site.provider.operator).revoked_at = site.provider.operator.created_at
+    page.wait_for_url("**/dashboard/login?**", timeout=8000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_no_page_is_wider_than_the_screen(
+    page: Page, site: Site, width: int, scheme: str, tmp_path: Path
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    addresses = ["jobs", "models", *(f"jobs/{site.job_id(m)}" for m in (HELD, RUNNING, BLOCKED))]
+    for address in addresses:
+        page.goto(f"/dashboard/{address}")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, address
