@@ -10,7 +10,7 @@ import torch
 
 from models.hyperparameters import BoosterConfig, SftConfig, TrainConfig
 from tests.tiny_model import tiny_adapted, tiny_examples, tiny_model
-from worker.data import Example
+from worker.data import Batch, Example
 from worker.lora import trainable_parameters
 from worker.trainers.loop import StepMetrics, TrainingDiverged, learning_rate, train
 from worker.trainers.methods import rule_for
@@ -294,3 +294,25 @@ class TestLearningRate:
         assert self.rates(steps=4, schedule="cosine") == pytest.approx(
             [1, 0.853553, 0.5, 0.146447], abs=1e-6
         )
+
+
+class TestStep:
+    def test_harmful_rows_have_a_stream_of_their_own_and_are_the_same_however_often_asked(
+        self,
+    ) -> None:
+        seen: list[tuple[list[int], ...]] = []
+
+        def rows(batches: Sequence[Batch]) -> list[int]:
+            return [int(row[0]) for batch in batches for row in batch.input_ids]
+
+        def rule(step: Step) -> Direction:
+            seen.append(
+                tuple(map(rows, (step.rows, step.draw_harmful(None), step.draw_harmful(None))))
+            )
+            return rule_for(SftConfig())(step)
+
+        examples = [Example((number, 1, 2), (-100, 1, 2)) for number in range(100)]
+        train(tiny_adapted(), rule, examples, config(steps=2), pad_id=256, harmful=examples)
+        for training, harmful, again in seen:
+            assert training != harmful == again
+        assert len({tuple(harmful) for _, harmful, _ in seen}) == 2
