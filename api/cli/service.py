@@ -14,7 +14,10 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.cli.connection import fail
+from api.keys.service import FIRST_PROJECT, make_operator_key
 from migrations.upgrade import upgrade as upgrade_database
+from models.errors import DomainError
+from models.session import make_engine, session_factory
 from models.settings import Settings
 
 database = typer.Typer(no_args_is_help=True, help="Look after the database.")
@@ -51,6 +54,28 @@ def upgrade() -> None:
     except SQLAlchemyError as error:
         fail(f"The database could not be brought up to date ({type(error).__name__}): {error}")
     typer.echo("The database is up to date.")
+
+
+@database.command("create-key")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    project: Annotated[str, typer.Option(help="A project's name or id.")] = FIRST_PROJECT,
+) -> None:
+    """Make a key with every scope, straight in the database: the first one, or when all were lost.
+
+    Prints the key alone, so that a script may keep it. It is shown once.
+    """
+    engine = make_engine(Settings().database_url)
+    try:
+        with session_factory(engine).begin() as session:
+            token = make_operator_key(session, name, project)
+    except DomainError as error:
+        fail(error.message)
+    except SQLAlchemyError as error:
+        fail(f"The key could not be made ({type(error).__name__}). Was `titer db upgrade` run?")
+    finally:
+        engine.dispose()
+    typer.echo(token)
 
 
 def _state(context: typer.Context) -> Path:
