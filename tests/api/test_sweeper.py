@@ -1,0 +1,185 @@
+"""The sweeper: each thing it finds, what it leaves alone, and that an outage does not end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import sessionmaker
+
+from api import sweeper
+from api.sweeper import RING_AGAIN, SweepReport, run, sweep
+from models.base import utc_now
+from models.job import JobEvent, JobStatus, Stage, claim
+from models.model_version import Gate, ModelVersion
+from models.settings import Settings
+from tests.api.conftest import Place, SilentDoorbell
+
+Sweep = Callable[[], SweepReport]
+
+
+@pytest.fixture
+def swept(place: Place, settings: Settings, doorbell: SilentDoorbell) -> Sweep:
+    place.session.commit()
+    sessions = sessionmaker(
+        place.session.connection(), join_transaction_mode="create_savepoint", expire_on_commit=False
+    )
+
+    def go() -> SweepReport:
+        place.session.commit()
+        report = sweep(sessions, doorbell, settings)  # type: ignore[arg-type]
+        place.session.expire_all()
+        return report
+
+    return go
+
+
+def test_there_may_be_nothing_to_do(swept: Sweep) -> None:
+    assert swept() == SweepReport()
+    assert not swept().did_anything
+
+
+class TestRinging:
+    def test_for_jobs_never_rung_and_rung_long_ago(
+        self, place: Place, aligned: ModelVersion, swept: Sweep, doorbell: SilentDoorbell
+    ) -> None:
+        project = place.project()
+        never = place.job(project, aligned)
+        long_ago = place.job(project, aligned, rung_at=utc_now() - RING_AGAIN * 2)
+        just_now = place.job(project, aligned, rung_at=utc_now())
+        ended = place.job(project, aligned, status=JobStatus.CANCELLED)
+        assert swept().rung == 2
+        assert doorbell.rung == [never.id, long_ago.id]
+        assert swept().rung == 0
+        assert just_now.id not in doorbell.rung
+        assert ended.id not in doorbell.rung
+
+    def test_not_while_messages_wait_for_a_busy_worker(
+        self, place: Place, aligned: ModelVersion, swept: Sweep, doorbell: SilentDoorbell
+    ) -> None:
+        place.job(place.project(), aligned, rung_at=utc_now() - RING_AGAIN * 2)
+        doorbell.waiting = lambda: 1  # type: ignore[method-assign]
+        assert swept().rung == 0
+
+    def test_again_once_the_broker_is_back(
+        self, place: Place, aligned: ModelVersion, swept: Sweep, doorbell: SilentDoorbell
+    ) -> None:
+        place.job(place.project(), aligned)
+        doorbell.is_up = False
+        assert swept().rung == 0
+        doorbell.is_up = True
+        assert swept().rung == 1
+
+
+class TestLostLeases:
+    def test_a_silent_workers_job_is_queued_and_rung_for(
+        self, place: Place, aligned: ModelVersion, swept: Sweep, doorbell: SilentDoorbell
+    ) -> None:
+        job = place.job(place.project(), aligned, rung_at=utc_now())
+        assert claim(place.session, job.id, owner="w", lease_seconds=60) is not None
+        assert swept() == SweepReport()
+        job.lease_expires_at = utc_now() - timedelta(seconds=1)
+        report = swept()
+        assert (report.requeued, report.rung) == (1, 1)
+        assert job.status == JobStatus.QUEUED
+        assert doorbell.rung == [job.id]
+
+    def test_after_too_many_losses_it_is_given_up(
+        self, place: Place, aligned: ModelVersion, swept: Sweep, settings: Settings
+    ) -> None:
+        job = place.job(place.project(), aligned, lost_leases=settings.max_attempts - 1)
+        claim(place.session, job.id, owner="w", lease_seconds=60)
+        job.lease_expires_at = utc_now() - timedelta(seconds=1)
+        assert swept().given_up == 1
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "worker_lost")
+
+    def test_a_job_in_review_has_no_lease_to_lose(
+        self, place: Place, aligned: ModelVersion, swept: Sweep
+    ) -> None:
+        _, job = place.held(place.project(), aligned)
+        job.review_expires_at = utc_now() + timedelta(hours=1)
+        assert swept() == SweepReport()
+        assert job.stage == Stage.REVIEW
+
+
+class TestReviews:
+    def test_one_that_nobody_decided_is_blocked(
+        self, place: Place, aligned: ModelVersion, swept: Sweep
+    ) -> None:
+        version, job = place.held(place.project(), aligned)
+        job.review_expires_at = utc_now() - timedelta(seconds=1)
+        assert swept().reviews_expired == 1
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "review_expired")
+        assert version.gate == Gate.BLOCKED
+        assert "in time" in version.gate_reasons[-1]
+        events = place.session.scalars(
+            select(JobEvent.sequence).where(JobEvent.job_id == job.id).order_by(JobEvent.sequence)
+        ).all()
+        assert list(events) == list(range(1, job.event_count + 1))
+        assert swept() == SweepReport()
+
+
+class TestLoop:
+    def test_an_outage_is_waited_out(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop = threading.Event()
+        waits: list[float | None] = []
+
+        def wait(seconds: float | None = None) -> bool:
+            waits.append(seconds)
+            return len(waits) > 4
+
+        monkeypatch.setattr(stop, "wait", wait)
+        # Nothing listens where these settings point.
+        run(settings, stop)
+        assert waits == [5.0, 10.0, 20.0, 40.0, 60.0]
+
+    def test_an_odd_fault_does_not_end_the_watch(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop = threading.Event()
+        calls: list[int] = []
+
+        def broken(*_: object) -> SweepReport:
+            calls.append(1)
+            if len(calls) == 2:
+                stop.set()
+            raise RuntimeError("odd")
+
+        monkeypatch.setattr(sweeper, "sweep", broken)
+        monkeypatch.setattr(sweeper, "MAX_BACKOFF_SECONDS", 0.01)
+        run(settings.model_copy(update={"sweep_seconds": 0.01}), stop)
+        assert len(calls) == 2
+
+    def test_the_process_ends_cleanly_at_sigterm(
+        self, database_url: str, redis_url: str, tmp_path: Path
+    ) -> None:
+        environment = {
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "STORAGE_URL": tmp_path.as_uri(),
+            "TITER_SWEEP_SECONDS": "0.05",
+        }
+        with subprocess.Popen(
+            [sys.executable, "-m", "api.sweeper"], env=environment, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+            assert process.wait(10) == 0
+        assert b"sweeper_started" in first
+        assert b"sweeper_stopped" in rest
+        assert b"Traceback" not in rest
