@@ -6,9 +6,10 @@ import re
 from datetime import timedelta
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard import job_list
 from models.base import utc_now
@@ -84,6 +85,16 @@ class TestEveryPage:
             assert "frame-ancestors 'none'" in policy
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["cache-control"] == "no-store"
+
+    def test_outage_of_the_database_is_a_sentence(
+        self, app: FastAPI, operator_page: TestClient
+    ) -> None:
+        engine = create_engine("postgresql+psycopg://titer@127.0.0.1:1/none")
+        app.state.sessions = sessionmaker(engine)
+        answer = operator_page.get("/dashboard/jobs")
+        assert answer.status_code == 503
+        assert "The database does not answer" in answer.text
+        assert "psycopg" not in answer.text
 
     def test_unknown_address_is_a_page_not_an_envelope(self, operator_page: TestClient) -> None:
         answer = operator_page.get("/dashboard/nowhere")
@@ -380,6 +391,16 @@ class TestModels:
         assert "sandbox-booster" in html
         assert ACME_MODEL in html
         assert "harbour" not in html
+
+    def test_every_link_can_be_followed(
+        self, operator_page: TestClient, customer_page: TestClient
+    ) -> None:
+        for client in (operator_page, customer_page):
+            for page in ("/dashboard/models", "/dashboard/jobs"):
+                for link in re.findall(
+                    r'<a[^>]* href="(/dashboard/jobs/[^"#]+)', client.get(page).text
+                ):
+                    assert client.get(link).status_code == 200, link
 
     def test_newcomer_is_told_how_to_start(self, newcomer: Provider, sign_in: SignIn) -> None:
         assert "titer models add" in sign_in(newcomer.operator_token).get("/dashboard/models").text
