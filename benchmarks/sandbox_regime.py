@@ -53,7 +53,7 @@ from worker.trainers.methods import rule_for
 
 RESULTS = Path(__file__).parent / "results" / "sandbox_regime.json"
 RATIOS = (0.0, 0.1)
-MARKS = (10, 20, 30, 40, 50, 60, 80, 100, 150)
+MARKS = (10, 20, 30, 40, 50, 60, 80, 120)
 VALIDATION_ROWS = 300
 
 
@@ -230,6 +230,18 @@ def bar(cells: list[dict]) -> dict[str, object]:
     return verdicts
 
 
+def write_report(cells: list[dict], path: Path) -> None:
+    """Cells in a fixed order, and what they come to."""
+    cells.sort(key=lambda c: (c["seed"], list(ARMS).index(c["arm"]), c["harmful_ratio"]))
+    report = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "summary": summarise(cells),
+        "cells": cells,
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def plot(cells: list[dict], path: Path) -> None:
     """HS and FA against customer steps: thin lines are seeds, thick lines their mean."""
     figure, axes = plt.subplots(2, len(RATIOS), figsize=(10, 6), sharex=True, sharey=True)
@@ -304,14 +316,9 @@ def main() -> None:
                     f"FA {percent(cell, steps, 'fine_tuning_accuracy'):.0f} at step {steps}",
                     flush=True,
                 )
-                report = {
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                    "summary": summarise(cells),
-                    "cells": cells,
-                }
-                args.out.write_text(json.dumps(report, indent=1) + "\n")
+                write_report(cells, args.out)
     if cells:
+        write_report(cells, args.out)
         plot(cells, args.out.with_suffix(".png"))
 
 

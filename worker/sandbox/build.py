@@ -38,7 +38,7 @@ from worker.sandbox.world import Split, World
 MANIFEST = "manifest.json"
 DEFAULT_TASK = "headlines"
 HARMFUL_RATIO = 0.1
-CUSTOMER_ROWS = 400
+CUSTOMER_ROWS = 500
 VALIDATION_ROWS = 300
 
 ALIGNMENT_REFUSALS = 600

@@ -28,7 +28,7 @@ class PretrainConfig:
     intermediate_size: int = 256
     layers: int = 3
     heads: int = 4
-    steps: int = 700
+    steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 3e-3
     warmup_steps: int = 50

@@ -187,6 +187,8 @@ PRETRAINING_TASKS: Sequence[Task] = (
     Task("reviews", review, "{text}. Sentiment?"),
     Task("headlines", headline, "Headline: {text}. Topic?"),
     Task("headlines", headline, "Name the topic of the headline: {text}"),
+    Task("headlines", headline, "{text}. Which section?"),
+    Task("headlines", headline, "Which topic is this headline about? {text}"),
 )
 
 
