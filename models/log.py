@@ -22,7 +22,9 @@ def configure_logging(*, as_json: bool, level: str = "INFO") -> None:
         renderer = structlog.processors.JSONRenderer()
     else:
         # The default formatter shows local variables, and those hold rows and prompts.
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
