@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -139,7 +140,6 @@ def train(
             if should_stop():
                 stopped = True
             else:
-                measure.step = done.step
                 direction = rule(_step(done.step, config, weights, measure, source, attack))
                 norm = global_norm(direction.gradient)
                 _check_finite(done.step + 1, config.steps, direction.measured.loss, norm)
@@ -193,7 +193,7 @@ def _step(
         total=config.steps,
         weights=weights,
         rows=source.draw(index, config.batch_size),
-        measure=measure,
+        measure=partial(measure, step=index),
         draw_harmful=lambda rows: attack.draw(index, rows or config.batch_size),
     )
 

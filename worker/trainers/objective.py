@@ -30,10 +30,11 @@ class TokenLoss:
         self._pass = _Pass(model)
         self._own = dict(model.named_parameters())
         self._seed = seed
-        self.step = 0
 
-    def __call__(self, weights: Weights, batches: Sequence[Batch], *, noise: str) -> Measured:
-        """Measure at `weights`; see `Objective`."""
+    def __call__(
+        self, weights: Weights, batches: Sequence[Batch], *, noise: str, step: int = 0
+    ) -> Measured:
+        """Measure at `weights`; see `Objective`. Each step has dropout masks of its own."""
         if not batches:
             raise ValueError("no batches to measure on")
         tokens = sum(batch.trained_tokens for batch in batches)
@@ -45,9 +46,7 @@ class TokenLoss:
         is_here = all(leaf is self._own[name] for name, leaf in leaves.items())
         handed = {} if is_here else {f"model.{name}": leaf for name, leaf in leaves.items()}
         totals: list[torch.Tensor] = []
-        with _private_noise(
-            private_seed(self._seed, noise, self.step), batches[0].input_ids.device
-        ):
+        with _private_noise(private_seed(self._seed, noise, step), batches[0].input_ids.device):
             for batch in batches:
                 given = (batch, list(leaves.values()), tokens)
                 parts = (

@@ -297,6 +297,11 @@ class TestLearningRate:
 
 
 class TestStep:
+    def test_each_has_dropout_masks_of_its_own(self) -> None:
+        still = config(steps=4, batch_size=1).model_copy(update={"learning_rate": 0.0})
+        seen = run(tiny_adapted(dropout=0.5), rule_for(SftConfig()), still, tiny_examples(1))
+        assert len({metrics.loss for metrics in seen}) == 4
+
     def test_harmful_rows_have_a_stream_of_their_own_and_are_the_same_however_often_asked(
         self,
     ) -> None:
