@@ -44,6 +44,13 @@ class _Watch:
                 style = {"warn": "yellow", "error": "red"}.get(event["level"], "dim")
                 self.progress.console.print(Text(event["message"], style=style))
 
+    def end(self, job: Json) -> None:
+        """Leave the bar as the job ended: full only if its model was released."""
+        word = "review" if job["status"] == "running" else str(job["status"])
+        self.progress.update(self.task, description=word, facts="")
+        if job["status"] == "succeeded":
+            self.progress.update(self.task, completed=1, total=1)
+
     def _show_metrics(self, data: Json) -> None:
         loss, canary = data.get("train_loss"), data.get("canary_loss")
         facts = [] if loss is None else [f"loss {loss:.3f}"]
@@ -75,6 +82,7 @@ def follow(connection: Connection, path: str) -> Json:
                 watch.tell(event)
                 seen = str(event["id"])
             if job["status"] in ENDED or job["stage"] == "review":
+                watch.end(job)
                 return job
             time.sleep(POLL_SECONDS)
 

@@ -124,7 +124,8 @@ def start(session: Session, job: Job) -> None:
     """Put a new job of either kind into the queue."""
     session.add(job)
     session.flush()
-    append_event(session, job, f"Created fine-tuning job: {job.id}")
+    noun = "alignment" if job.kind == JobKind.ALIGN else "fine-tuning"
+    append_event(session, job, f"Created {noun} job: {job.id}")
     append_event(session, job, "Files validated, job is queued.")
     enqueue(session, job.id)
 

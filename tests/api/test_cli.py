@@ -1,0 +1,324 @@
+"""The command line against a running app: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from typer.testing import CliRunner
+
+from api.cli import app as titer
+from api.cli import follow as follow_module
+from api.cli.jobs import FINETUNE
+from models.api_key import Project, Scope
+from models.job import Job, JobKind, JobStatus, append_event, fail, succeed
+from models.model_version import Gate, ModelVersion, VersionKind
+from tests.api.base_folders import write_base, write_safety_set
+from tests.api.conftest import Place, rows
+from tests.api.server import serve
+
+
+class Cli:
+    """Runs commands as a shell would, with the address and key in the environment."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.environment = {"TITER_URL": url, "TITER_API_KEY": token, "COLUMNS": "300"}
+        self.runner = CliRunner()
+
+    def __call__(self, *arguments: str | Path) -> str:
+        result = self.runner.invoke(titer, [str(a) for a in arguments], env=self.environment)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *arguments: str | Path) -> dict[str, object]:
+        return dict(json.loads(self(*arguments, "--json")))
+
+    def failing(self, *arguments: str | Path) -> str:
+        result = self.runner.invoke(titer, [str(a) for a in arguments], env=self.environment)
+        assert result.exit_code == 1, result.output
+        assert isinstance(result.exception, SystemExit)
+        assert "Traceback" not in result.output
+        return result.output
+
+
+@pytest.fixture
+def url(app: FastAPI) -> Iterator[str]:
+    with serve(app) as address:
+        yield address
+
+
+@pytest.fixture
+def project(place: Place) -> Project:
+    return place.project()
+
+
+@pytest.fixture
+def cli(url: str, place: Place, project: Project) -> Cli:
+    token = place.key(project, Scope.CUSTOMER, Scope.OPERATOR)
+    place.session.commit()
+    return Cli(url, token)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rows())
+    return path
+
+
+class TestFindingTheService:
+    def test_the_state_folder_of_a_running_service_is_enough(
+        self, url: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        state = tmp_path / "work folder" / ".titer"
+        state.mkdir(parents=True)
+        (state / "api_key").write_text(cli.environment["TITER_API_KEY"] + "\n")
+        (state / "url").write_text(url + "\n")
+        monkeypatch.chdir(state.parent)
+        result = CliRunner().invoke(titer, ["files", "list", "--json"])
+        assert json.loads(result.stdout)["data"] == []
+
+    def test_options_win_and_v1_may_be_left_on_the_address(self, url: str, cli: Cli) -> None:
+        token = cli.environment.pop("TITER_API_KEY")
+        cli.environment["TITER_URL"] = "http://127.0.0.1:1"
+        cli("--url", f"{url}/v1/", "--api-key", token, "files", "list")
+
+    def test_without_a_key_it_says_where_one_is_had(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(titer, ["jobs", "list"])
+        assert result.exit_code == 1
+        assert "TITER_API_KEY" in result.output
+        assert CliRunner().invoke(titer, ["jobs", "create", "--help"]).exit_code == 0
+
+    def test_a_service_that_is_down_is_said_plainly(self, cli: Cli) -> None:
+        cli.environment["TITER_URL"] = "http://127.0.0.1:1"
+        assert "Nothing answers at http://127.0.0.1:1" in cli.failing("models", "list")
+
+    def test_a_wrong_key_is_said_plainly(self, cli: Cli) -> None:
+        cli.environment["TITER_API_KEY"] = "wrong"
+        assert "API key" in cli.failing("models", "list")
+
+
+class TestFiles:
+    def test_upload_and_list(self, cli: Cli, data: Path) -> None:
+        file = cli.json("files", "upload", data)
+        assert file["rows"] == 12
+        assert str(file["id"]) in cli("files", "list")
+        assert ["rows", "12"] in [
+            line.split() for line in cli("files", "upload", data).splitlines()
+        ]
+
+    def test_every_faulty_row_has_its_line(self, cli: Cli, tmp_path: Path) -> None:
+        path = tmp_path / "bad.jsonl"
+        path.write_bytes(rows(1) + b'x\n{"prompt": "p"}\n')
+        output = cli.failing("files", "upload", path)
+        assert "2 faulty rows:" in output
+        assert "line 2: not valid JSON" in output
+        assert "line 3, completion: is missing" in output
+
+    def test_an_absent_file_is_said_plainly(self, cli: Cli, tmp_path: Path) -> None:
+        assert "No such file" in cli.failing("files", "upload", tmp_path / "none.jsonl")
+
+
+class TestJobs:
+    def test_create_uploads_what_is_a_local_file(
+        self, cli: Cli, data: Path, aligned: ModelVersion
+    ) -> None:
+        options = ("--epochs", "2", "--suffix", "mine", "--metadata", "team=a", "--seed", "3")
+        job = cli.json(
+            *("jobs", "create", "--model", aligned.id, "--training-file", data),
+            *("--validation-file", data, *options),
+        )
+        assert job["status"] == "queued"
+        assert job["validation_file"]
+        assert job["metadata"] == {"team": "a"}
+        hyperparameters = job["hyperparameters"]
+        assert isinstance(hyperparameters, dict)
+        assert hyperparameters["n_epochs"] == 2
+        assert str(job["id"]) in cli("jobs", "list")
+        assert "queued" in cli("jobs", "show", str(job["id"]))
+        assert "cancelled" in cli("jobs", "cancel", str(job["id"]))
+        assert "cannot become" in cli.failing("jobs", "cancel", str(job["id"]))
+
+    def test_an_alignment_job_is_found_by_its_id_too(self, cli: Cli, base: ModelVersion) -> None:
+        job = cli.json(
+            *("align", "--base", base.id, "--method", "booster", "--lambda", "3"),
+            *("--alpha", "0.1", "--steps", "9", "--name", "hardened"),
+        )
+        assert job["kind"] == "align"
+        method = job["method"]
+        assert isinstance(method, dict)
+        assert method["alignment"]["lambda"] == 3
+        assert str(job["id"]) in cli("jobs", "list", "--alignment")
+        shown = cli("jobs", "show", str(job["id"]))
+        assert "hardened" in shown
+        assert "lambda 3" in shown
+
+    @pytest.mark.parametrize("job_id", ["ftjob-none", "../keys", "a b"])
+    def test_an_unknown_job_is_said_plainly(self, cli: Cli, job_id: str) -> None:
+        assert job_id in cli.failing("jobs", "show", job_id)
+
+    def test_odd_labels_are_refused(self, cli: Cli, aligned: ModelVersion, data: Path) -> None:
+        output = cli.failing(
+            "jobs", "create", "--model", aligned.id, "--training-file", data, "--metadata", "x"
+        )
+        assert "key=value" in output
+
+
+class TestFollow:
+    @pytest.fixture
+    def job(self, place: Place, project: Project, aligned: ModelVersion) -> Job:
+        job = place.job(project, aligned)
+        for step in (1, 2):
+            append_event(
+                place.session,
+                job,
+                f"Step {step}/2",
+                type="metrics",
+                data={
+                    "step": step,
+                    "total_steps": 2,
+                    "train_loss": 0.5,
+                    "canary_loss": 2.25 if step == 1 else None,
+                },
+            )
+        append_event(
+            place.session,
+            job,
+            "Evaluating.",
+            type="progress",
+            data={"stage": "evaluate", "done": 1, "total": 2},
+        )
+        place.session.commit()
+        return job
+
+    def test_a_released_model_ends_well(
+        self, cli: Cli, place: Place, project: Project, aligned: ModelVersion, job: Job
+    ) -> None:
+        version = place.version(
+            job.result_model_id, VersionKind.TUNED, parent=aligned, project=project, job=job
+        )
+        place.evaluation(version, harmful=1)
+        job.status = JobStatus.RUNNING
+        succeed(place.session, job)
+        place.session.commit()
+        output = cli("jobs", "follow", job.id)
+        assert "The job has successfully completed." in output
+        assert ["HS", "1.0%"] in [line.split()[:2] for line in output.splitlines()]
+        assert "100%" in output
+        assert "canary 2.250" in output
+
+    def test_a_blocked_model_ends_with_a_status_for_scripts(
+        self, cli: Cli, place: Place, job: Job
+    ) -> None:
+        fail(place.session, job, code="harmful_score_exceeded", message="HS is 90%.")
+        place.session.commit()
+        assert "HS is 90%." in cli.failing("jobs", "follow", job.id)
+
+    def test_a_held_model_is_not_waited_for(
+        self, cli: Cli, place: Place, project: Project, aligned: ModelVersion
+    ) -> None:
+        _, job = place.held(project, aligned)
+        place.session.commit()
+        output = cli.failing("jobs", "follow", job.id)
+        assert "running (review)" in output
+
+    def test_pages_of_events_are_told_once_and_in_order(
+        self, cli: Cli, place: Place, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(follow_module, "PAGE", 2)
+        connection = follow_module.Connection(
+            cli.environment["TITER_URL"], cli.environment["TITER_API_KEY"]
+        )
+        path = f"{FINETUNE}/{job.id}"
+        first = follow_module._new_events(connection, path, None)
+        assert [e["message"] for e in first] == ["Created.", "Step 1/2", "Step 2/2", "Evaluating."]
+        append_event(place.session, job, "Later.")
+        place.session.commit()
+        rest = follow_module._new_events(connection, path, first[-1]["id"])
+        assert [e["message"] for e in rest] == ["Later."]
+
+
+class TestModels:
+    def test_add_list_show(self, cli: Cli, tmp_path: Path) -> None:
+        base = write_base(tmp_path / "bases" / "tiny one")
+        safety = write_safety_set(tmp_path / "safety")
+        model = cli.json("models", "add", base, "--safety-set", safety, "--name", "org/tiny")
+        assert model["kind"] == "base"
+        assert "org/tiny" in cli("models", "list")
+        assert str(base) in cli("models", "show", "org/tiny")
+
+    def test_a_fault_of_the_base_is_said_plainly(self, cli: Cli, tmp_path: Path) -> None:
+        base = write_base(tmp_path / "tiny")
+        (base / "config.json").unlink()
+        safety = write_safety_set(tmp_path / "safety")
+        assert "no config.json" in cli.failing("models", "add", base, "--safety-set", safety)
+
+    def test_a_held_model_is_decided_on(
+        self, cli: Cli, place: Place, project: Project, aligned: ModelVersion
+    ) -> None:
+        version, _ = place.held(project, aligned)
+        place.session.commit()
+        output = cli("models", "review", version.id, "release", "--reason", "looked at it")
+        assert "released" in output
+        assert "looked at it" in output
+        place.session.expire_all()
+        assert place.session.get_one(ModelVersion, version.id).gate == Gate.RELEASED
+        assert "does not wait" in cli.failing(
+            "models", "review", version.id, "reject", "--reason", "again"
+        )
+
+
+class TestKeys:
+    def test_create_list_revoke(self, cli: Cli) -> None:
+        key = cli.json("keys", "create", "ci", "--project", "globex", "--scope", "customer")
+        assert str(key["key"]).startswith("titer-")
+        listed = cli("keys", "list")
+        assert "globex" in listed
+        assert str(key["key"]) not in listed
+        assert "is revoked" in cli("keys", "revoke", str(key["id"]))
+
+
+class TestChat:
+    def test_the_answer_is_printed_as_it_comes(
+        self, app: FastAPI, cli: Cli, aligned: ModelVersion
+    ) -> None:
+        def answer(_: httpx.Request) -> httpx.Response:
+            chunks = [{"choices": [{"delta": {"content": word}}]} for word in ("one ", "two")]
+            lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+            return httpx.Response(200, text="".join(lines) + "data: [DONE]\n\n")
+
+        app.state.serving = httpx.AsyncClient(
+            transport=httpx.MockTransport(answer), base_url="http://serving"
+        )
+        assert cli("chat", aligned.id, "hello") == "one two\n"
+
+    def test_a_server_that_is_down_is_said_plainly(self, cli: Cli, aligned: ModelVersion) -> None:
+        assert "inference server" in cli.failing("chat", aligned.id, "hello")
+
+
+def test_the_database_is_brought_up_to_date(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    result = CliRunner().invoke(titer, ["db", "upgrade"])
+    assert result.exit_code == 0
+    monkeypatch.setenv("DATABASE_URL", "postgresql://titer@127.0.0.1:1/none")
+    result = CliRunner().invoke(titer, ["db", "upgrade"])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+
+
+def test_an_alignment_job_is_followed_too(
+    cli: Cli, place: Place, project: Project, base: ModelVersion
+) -> None:
+    job = place.job(project, base, kind=JobKind.ALIGN)
+    fail(place.session, job, code="out_of_memory", message="It does not fit.")
+    place.session.commit()
+    assert "It does not fit." in cli.failing("jobs", "follow", job.id)
