@@ -10,6 +10,7 @@ import torch
 
 from worker.data import Batch, Example, collate
 from worker.row_order import rows_of_step
+from worker.trainers import ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,22 @@ class RowSource:
     device: torch.device
 
     def draw(self, step: int, rows: int) -> list[Batch]:
-        """Give `rows` rows of a step, counted from 0, as micro-batches; a pure function of the step."""
+        """Give this rank's part of a step's rows as micro-batches; a pure function of the step.
+
+        Args:
+            step: counted from 0.
+            rows: how many all ranks together draw.
+        """
         if not self.examples:
             raise ValueError(f"this method needs {self.name} rows")
         numbers = rows_of_step(len(self.examples), rows, self.seed, step, self.name)
-        picked = [self.examples[number] for number in numbers]
-        size = self.micro_batch_size or rows
+        picked = ranks.share([self.examples[number] for number in numbers])
+        if not picked:
+            raise ValueError(f"{rows} rows a step are too few for {ranks.count()} ranks")
+        size = self.micro_batch_size or len(picked)
         return [
             collate(picked[first : first + size], self.pad_id, self.device)
-            for first in range(0, rows, size)
+            for first in range(0, len(picked), size)
         ]
 
     def digest(self) -> str:

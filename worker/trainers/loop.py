@@ -24,6 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from models.errors import DomainError
 from models.hyperparameters import TrainConfig
 from worker.data import Example
+from worker.trainers import ranks
 from worker.trainers.checkpoint import Progress, Shelf
 from worker.trainers.draw import RowSource
 from worker.trainers.objective import TokenLoss, mean_token_loss
@@ -153,7 +154,11 @@ def train(
                     canary_loss = canary_after = mean_token_loss(model, canary, pad_id)
                 on_step(_metrics(done, config, direction, norm, rate, canary_loss))
             due = checkpoint_every and done.step % checkpoint_every == 0
-            if shelf is not None and (stopped or (due and done.step < config.steps)):
+            if (
+                shelf is not None
+                and ranks.rank() == 0
+                and (stopped or (due and done.step < config.steps))
+            ):
                 on_checkpoint(shelf.save(done, weights, optimizer))
     finally:
         model.train(was_training)

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from worker.data import IGNORED, Batch, Example, collate
 from worker.row_order import private_seed
+from worker.trainers import ranks
 from worker.trainers.step import Measured, Weights
 
 
@@ -37,7 +38,8 @@ class TokenLoss:
         """Measure at `weights`; see `Objective`. Each step has dropout masks of its own."""
         if not batches:
             raise ValueError("no batches to measure on")
-        tokens = sum(batch.trained_tokens for batch in batches)
+        device = batches[0].input_ids.device
+        tokens = ranks.total(sum(batch.trained_tokens for batch in batches), device)
         leaves = {
             name: tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             for name, tensor in weights.items()
@@ -46,7 +48,7 @@ class TokenLoss:
         is_here = all(leaf is self._own[name] for name, leaf in leaves.items())
         handed = {} if is_here else {f"model.{name}": leaf for name, leaf in leaves.items()}
         totals: list[torch.Tensor] = []
-        with _private_noise(private_seed(self._seed, noise, step), batches[0].input_ids.device):
+        with _private_noise(private_seed(self._seed, noise, step, *_of_rank()), device):
             for batch in batches:
                 given = (batch, list(leaves.values()), tokens)
                 parts = (
@@ -59,6 +61,7 @@ class TokenLoss:
                 else:
                     for total, part in zip(totals, parts, strict=True):
                         total.add_(part)
+        ranks.add_up(totals)
         loss, correct, *gradient = totals
         return Measured(loss, dict(zip(leaves, gradient, strict=True)), correct / tokens, tokens)
 
@@ -119,6 +122,11 @@ def mean_token_loss(
     finally:
         model.train(was_training)
     return total / tokens
+
+
+def _of_rank() -> tuple[int, ...]:
+    # Ranks see different rows and want different masks; a single one has the plain seed.
+    return (ranks.rank(),) if ranks.rank() else ()
 
 
 @contextmanager
