@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import create_app
+from api.inference.service import make_client
 from models.api_key import Project, Scope, create_key
 from models.base import new_id
 from models.evaluation import Evaluation
@@ -139,17 +140,20 @@ class Place:
         return version, job
 
 
+#: No part listens at these addresses: a test that needs one says so.
+NOWHERE = Settings(
+    database_url="postgresql://127.0.0.1:1/none",
+    redis_url="redis://127.0.0.1:1/0",
+    storage_url="memory:///",
+    serving_url="http://127.0.0.1:1",
+    max_file_bytes=64 * 1024,
+    max_request_bytes=16 * 1024,
+)
+
+
 @pytest.fixture
 def settings(storage: Storage) -> Settings:
-    # No part listens there: a test that needs one says so.
-    return Settings(
-        database_url="postgresql://127.0.0.1:1/none",
-        redis_url="redis://127.0.0.1:1/0",
-        storage_url=storage.url,
-        serving_url="http://127.0.0.1:1",
-        max_file_bytes=64 * 1024,
-        max_request_bytes=16 * 1024,
-    )
+    return NOWHERE.model_copy(update={"storage_url": storage.url})
 
 
 @pytest.fixture
@@ -157,21 +161,38 @@ def doorbell() -> SilentDoorbell:
     return SilentDoorbell()
 
 
-@pytest.fixture
-def app(session: Session, settings: Settings, doorbell: SilentDoorbell) -> FastAPI:
-    app = create_app(settings)
-    # Every session of the app lives in the test's transaction, which is undone afterwards.
-    app.state.sessions = sessionmaker(
-        session.connection(), join_transaction_mode="create_savepoint", expire_on_commit=False
-    )
-    app.state.doorbell = doorbell
+@pytest.fixture(scope="session")
+def built_app() -> FastAPI:
+    """The app, put together once: that takes longer than most tests."""
+    app = create_app(NOWHERE)
+    app.state.serving = make_client(NOWHERE.serving_url, NOWHERE.serving_token)
     return app
 
 
 @pytest.fixture
-def anonymous(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
+def app(
+    built_app: FastAPI,
+    session: Session,
+    settings: Settings,
+    storage: Storage,
+    doorbell: SilentDoorbell,
+) -> Iterator[FastAPI]:
+    """The app with everything that it keeps belonging to this test."""
+    kept = dict(built_app.state._state)
+    built_app.state.settings = settings
+    built_app.state.storage = storage
+    built_app.state.doorbell = doorbell
+    # Every session of the app lives in the test's transaction, which is undone afterwards.
+    built_app.state.sessions = sessionmaker(
+        session.connection(), join_transaction_mode="create_savepoint", expire_on_commit=False
+    )
+    yield built_app
+    built_app.state._state.update(kept)
+
+
+@pytest.fixture
+def anonymous(app: FastAPI) -> TestClient:
+    return TestClient(app, raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -188,19 +209,18 @@ def _tenant(app: FastAPI, place: Place, project: Project, *scopes: Scope) -> Ten
     return Tenant(project, token, client)
 
 
-# The lifespan is entered once, by `anonymous`; the other clients share the running app.
 @pytest.fixture
-def customer(app: FastAPI, place: Place, anonymous: TestClient) -> Tenant:
+def customer(app: FastAPI, place: Place) -> Tenant:
     return _tenant(app, place, place.project("acme"), Scope.CUSTOMER)
 
 
 @pytest.fixture
-def stranger(app: FastAPI, place: Place, anonymous: TestClient) -> Tenant:
+def stranger(app: FastAPI, place: Place) -> Tenant:
     return _tenant(app, place, place.project("globex"), Scope.CUSTOMER)
 
 
 @pytest.fixture
-def operator(app: FastAPI, place: Place, anonymous: TestClient) -> Tenant:
+def operator(app: FastAPI, place: Place) -> Tenant:
     return _tenant(app, place, place.project("provider"), Scope.OPERATOR)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
@@ -43,7 +43,7 @@ class Broken(httpx.AsyncByteStream):
 
 
 @pytest.fixture
-def serving(app: FastAPI, anonymous: TestClient) -> Iterator[Serving]:
+def serving(app: FastAPI) -> Serving:
     serving = Serving()
     app.state.serving = httpx.AsyncClient(
         transport=httpx.MockTransport(serving), base_url="http://serving"
