@@ -1,4 +1,4 @@
-"""The dashboard on the test's own transaction, over a provider in full swing."""
+"""The dashboard on the test's own transaction, and who may look at it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,9 @@ from httpx import Response
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from tests.api.dashboard.seed import Provider, seed_all, seed_keys
+from tests.api.dashboard.seed import Provider, seed_keys
 
 SignIn = Callable[[str], TestClient]
-
-
-@pytest.fixture
-def provider(app: FastAPI, session: Session) -> Provider:
-    """A database with every kind of job in it."""
-    # Few points: most tests look at what stands beside the curves.
-    made = seed_all(session, points=10)
-    session.commit()
-    return made
 
 
 @pytest.fixture
@@ -56,16 +47,6 @@ def sign_in(app: FastAPI) -> Iterator[SignIn]:
             return client
 
         yield enter
-
-
-@pytest.fixture
-def operator_page(provider: Provider, sign_in: SignIn) -> TestClient:
-    return sign_in(provider.operator_token)
-
-
-@pytest.fixture
-def customer_page(provider: Provider, sign_in: SignIn) -> TestClient:
-    return sign_in(provider.customer_token)
 
 
 @pytest.fixture
