@@ -252,7 +252,13 @@ def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str 
     """
     get_job(session, kind, job_id, project_id=project_id)
     job = lock_job(session, job_id)
+    is_held = job.awaits_review
     cancel(session, job)
+    if is_held:
+        # Nobody will decide on it any more, and what nobody released stays unused.
+        version = session.get_one(ModelVersion, job.result_model_id)
+        version.gate = Gate.BLOCKED
+        version.gate_reasons = [*version.gate_reasons, "The job was cancelled before a decision."]
     return job
 
 

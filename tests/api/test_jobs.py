@@ -408,6 +408,15 @@ class TestCancel:
         assert response.status_code == 409
         assert response.headers["x-should-retry"] == "false"
 
+    def test_a_held_model_stays_unused_when_its_job_is_cancelled(
+        self, customer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        version, job = place.held(customer.project, aligned)
+        assert customer.client.post(f"{JOBS}/{job.id}/cancel").json()["status"] == "cancelled"
+        place.session.refresh(version)
+        assert version.gate == Gate.BLOCKED
+        assert "cancelled" in version.gate_reasons[-1]
+
     @pytest.mark.parametrize("verb", ["pause", "resume"])
     def test_pausing_says_that_it_is_not_supported(
         self, customer: Tenant, aligned: ModelVersion, place: Place, verb: str
