@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session, sessionmaker
@@ -149,6 +150,18 @@ NOWHERE = Settings(
     max_file_bytes=64 * 1024,
     max_request_bytes=16 * 1024,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_log() -> None:
+    # Left to itself structlog draws tracebacks with every local variable, which takes seconds.
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ]
+    )
 
 
 @pytest.fixture
