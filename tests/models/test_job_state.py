@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
+    initialize,
     invariant,
     multiple,
     precondition,
@@ -58,6 +60,9 @@ class JobLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.begin()
+
+    def begin(self) -> None:
         with self.sessions.begin() as session:
             self.job_id = make_job(session).id
         self.status = JobStatus.QUEUED
@@ -69,7 +74,8 @@ class JobLife(RuleBasedStateMachine):
 
     def is_live(self, lease: Lease) -> bool:
         return (
-            self.status == JobStatus.RUNNING
+            lease.job_id == self.job_id
+            and self.status == JobStatus.RUNNING
             and lease.attempt == self.attempt
             and not self.is_in_review
         )
@@ -78,6 +84,15 @@ class JobLife(RuleBasedStateMachine):
         self.status = status
         self.is_in_review = self.is_expired = False
         self.events += 1
+
+    @initialize(target=leases, losses=st.integers(0, MAX_ATTEMPTS - 1))
+    def has_a_past(self, losses: int) -> MultipleResults[Lease]:
+        # Left to chance, most lives would end before a second worker ever came.
+        given = []
+        for _ in range(losses):
+            given.append(self.claims("w1"))
+            self.loses_its_worker()
+        return multiple(*given)
 
     @rule(target=leases, worker=st.sampled_from(["w1", "w2"]))
     def claims(self, worker: str) -> Lease:
@@ -161,8 +176,10 @@ class JobLife(RuleBasedStateMachine):
                 fail(session, job, code="review_rejected", message="Rejected.")
         self.end(JobStatus.SUCCEEDED if is_released else JobStatus.FAILED)
 
-    @rule()
-    def is_cancelled(self) -> None:
+    @rule(is_meant=st.sampled_from([False, False, False, True]))
+    def is_cancelled(self, is_meant: bool) -> None:
+        if not is_meant:
+            return
         if self.status in TERMINAL:
             with pytest.raises(IllegalTransition), self.sessions.begin() as session:
                 cancel(session, lock_job(session, self.job_id))
@@ -170,6 +187,18 @@ class JobLife(RuleBasedStateMachine):
         with self.sessions.begin() as session:
             cancel(session, lock_job(session, self.job_id))
         self.end(JobStatus.CANCELLED)
+
+    @precondition(lambda self: self.status in TERMINAL)
+    @rule()
+    def makes_way_for_another(self) -> None:
+        # Leases of the job before stay in the bundle, as stale as a lease can be.
+        self.agrees_with_the_model()
+        self.begin()
+
+    @rule()
+    def loses_its_worker(self) -> None:
+        self.falls_silent()
+        self.is_swept()
 
     @rule()
     def falls_silent(self) -> None:
@@ -191,6 +220,11 @@ class JobLife(RuleBasedStateMachine):
     @invariant()
     def agrees_with_the_model(self) -> None:
         with self.sessions() as session:
+            for attempt in range(1, self.attempt + 1):
+                lease = Lease(self.job_id, attempt)
+                if not self.is_live(lease):
+                    with pytest.raises(LeaseLost):
+                        hold(session, lease)
             job = session.get_one(Job, self.job_id)
             events = list(
                 session.scalars(
@@ -245,7 +279,7 @@ def test_every_interleaving_ends_once(sessions: SessionFactory) -> None:
     run_state_machine_as_test(
         JobLife,
         settings=settings(
-            max_examples=15,
+            max_examples=25,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
