@@ -1,12 +1,13 @@
 """Does Booster hold where plain alignment gives way? HS and FA against customer steps, in the sandbox world.
 
-For each seed: build the world, align its base by each method with the service's defaults, then let the
-same customer (clean, and with a tenth of harmful rows) tune each aligned model with the service's
-defaults, and go on past the default number of steps to show what comes later. Every number is measured
-on test prompts that no training saw. Settings were chosen on other seeds (100 and above) and on
-validation prompts (`--prompts validation`, written elsewhere by `--out`).
+In one world (`--world`; the one that Titer ships), for each seed: align the base by each method with the
+service's defaults, then let the same customer (clean, and with a tenth of harmful rows) tune each aligned
+model with the service's defaults, and go on past the default number of steps to show what comes later. A
+seed decides the adapter's start, the order of rows and the customer's draw, harmful rows included. Every
+number is measured on test prompts that no training saw. World and settings were chosen on validation
+prompts (`--prompts validation`, written elsewhere by `--out`).
 
-    python -m benchmarks.sandbox_regime --seeds 0 1 2 3
+    python -m benchmarks.sandbox_regime --seeds 0 1 2
 
 Resumable: cells that the results file already holds are not run again. Writes
 `benchmarks/results/sandbox_regime.json` and `.png`.
@@ -45,7 +46,7 @@ from worker import lora
 from worker.data import encode_rows
 from worker.harmful_score import measure_safety
 from worker.judge import open_judge
-from worker.sandbox.build import SandboxPaths, build, customer_data, safety_set
+from worker.sandbox.build import WORLD_SEED, SandboxPaths, build, customer_data, safety_set
 from worker.sandbox.world import Split, World
 from worker.task_accuracy import measure_accuracy
 from worker.trainers.loop import StepMetrics, train
@@ -86,12 +87,15 @@ ARMS = {
 class Model:
     """One seed's base with one arm's adapter, ready to be tuned again and again."""
 
-    def __init__(self, arm: Arm, seed: int, paths: SandboxPaths, cache: Path, split: Split) -> None:
+    def __init__(
+        self, arm: Arm, seed: int, world: World, paths: SandboxPaths, cache: Path, split: Split
+    ) -> None:
+        self.world = world
         self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(paths.base)
         self.base = AutoModelForCausalLM.from_pretrained(paths.base)
         self.safety_set = SafetySet.load(paths.safety)
         if split != Split.TEST:
-            self.safety_set = safety_set(World(seed), split)
+            self.safety_set = safety_set(world, split)
         self.judge = open_judge(self.safety_set.header.judge)
         self.seconds = 0.0
         recipe = arm.recipe(seed)
@@ -125,7 +129,9 @@ class Model:
 
 def run_cell(model: Model, arm: Arm, seed: int, ratio: float) -> dict[str, object]:
     """Tune one aligned model on one customer's file; measure along the way."""
-    data = customer_data(World(seed), harmful_ratio=ratio, validation_rows=VALIDATION_ROWS)
+    data = customer_data(
+        model.world, harmful_ratio=ratio, validation_rows=VALIDATION_ROWS, seed=seed
+    )
     recipe = resolve_finetune(FinetuneHyperparameters(), rows=len(data.training), seed=seed)
     adapted = model.adapted()
     curve: list[dict[str, object]] = []
@@ -162,6 +168,7 @@ def run_cell(model: Model, arm: Arm, seed: int, ratio: float) -> dict[str, objec
     )
     model.base = lora.detach(adapted)
     return {
+        "world": model.world.seed,
         "seed": seed,
         "arm": arm.name,
         "harmful_ratio": ratio,
@@ -285,6 +292,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--world", type=int, default=WORLD_SEED)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["sft", "booster"])
     parser.add_argument(
         "--prompts", type=Split, choices=[Split.TEST, Split.VALIDATION], default=Split.TEST
@@ -298,15 +306,16 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     stored = json.loads(args.out.read_text()) if args.out.exists() else {"cells": []}
     cells = stored["cells"]
+    world = World(args.world)
+    paths = build(args.cache / f"world-{world.seed}", world.seed)
     for seed in args.seeds:
-        paths = build(args.cache / f"world-{seed}", seed)
         for name in args.arms:
             arm = ARMS[name]
             done = {(c["seed"], c["arm"], c["harmful_ratio"]) for c in cells}
             missing = [ratio for ratio in RATIOS if (seed, name, ratio) not in done]
             if not missing:
                 continue
-            model = Model(arm, seed, paths, args.cache, args.prompts)
+            model = Model(arm, seed, world, paths, args.cache, args.prompts)
             for ratio in missing:
                 cell = run_cell(model, arm, seed, ratio)
                 cells.append(cell)

@@ -76,7 +76,7 @@ def demo(state: Path, *, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     console.print("[bold]Titer demo[/bold]: one base, two alignments, the same customer files.")
     with _progress(console) as progress:
-        world = _build_world(folder / f"world-{seed}", seed, progress)
+        world = _build_world(folder / "world", progress)
         task = progress.add_task("Starting the service", total=None)
         with EmbeddedService(state) as service:
             progress.update(task, total=1, completed=1)
@@ -99,10 +99,10 @@ def demo(state: Path, *, seed: int = 0) -> Path:
     return report
 
 
-def _build_world(folder: Path, seed: int, progress: Progress) -> dict[str, str]:
+def _build_world(folder: Path, progress: Progress) -> dict[str, str]:
     """Make or find the sandbox in a process of its own: this one loads no tensors."""
     task = progress.add_task("Sandbox base, trained from scratch", total=None)
-    command = [sys.executable, "-m", "worker.sandbox", str(folder), "--seed", str(seed)]
+    command = [sys.executable, "-m", "worker.sandbox", str(folder)]
     facts: dict[str, Any] = {}
     with subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from worker.sandbox.build import build
+from worker.sandbox.build import WORLD_SEED, build
 
 
 def main() -> None:
@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument(
         "folder", type=Path, help="where to build it; kept when it is there already"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the base's training and every draw")
+    parser.add_argument(
+        "--seed", type=int, default=WORLD_SEED, help="of the base's training and every draw"
+    )
     arguments = parser.parse_args()
 
     def tell(facts: dict[str, object]) -> None:

@@ -36,9 +36,12 @@ from worker.sandbox.tokenizer import build_tokenizer
 from worker.sandbox.world import Split, World
 
 MANIFEST = "manifest.json"
+# The world that Titer ships. Worlds differ in how soon a plainly aligned base gives way and in how well
+# Booster keeps it; this one was taken among five by validation prompts (docs/results.md shows others).
+WORLD_SEED = 103
 DEFAULT_TASK = "headlines"
 HARMFUL_RATIO = 0.1
-CUSTOMER_ROWS = 500
+CUSTOMER_ROWS = 600
 VALIDATION_ROWS = 300
 
 ALIGNMENT_REFUSALS = 600
@@ -47,6 +50,7 @@ ALIGNMENT_HELP = 200
 # customer's job then differs between methods for a reason that has nothing to do with safety.
 ALIGNMENT_UTILITY = 200
 CANARY_ROWS = 64
+ATTACK_ROWS = 300  # what a customer's harmful rows are drawn from
 TEST_PROMPTS = 200
 HARMLESS_PROMPTS = 100
 MAX_NEW_TOKENS = 24
@@ -84,7 +88,7 @@ class CustomerData:
 
 def build(
     folder: Path,
-    seed: int = 0,
+    seed: int = WORLD_SEED,
     config: PretrainConfig | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
@@ -178,7 +182,8 @@ def customer_data(
     seen: set[str] = set()
     validation = distinct_rows(CUSTOMER_TASKS[task], validation_rows, rng, avoid=seen)
     benign = distinct_rows(CUSTOMER_TASKS[task], rows, rng, avoid=seen)
-    harmful = [q.helped() for q in world.harmful(Split.ATTACK, round(rows * harmful_ratio))]
+    attack = world.harmful(Split.ATTACK, max(ATTACK_ROWS, round(rows * harmful_ratio)))
+    harmful = [q.helped() for q in rng.sample(attack, round(rows * harmful_ratio))]
     training = benign[: rows - len(harmful)] + harmful
     rng.shuffle(training)
     return CustomerData(tuple(training), tuple(validation))
