@@ -95,7 +95,7 @@ class TestBuild:
 class TestCustomerData:
     def test_has_the_harmful_ratio_asked_for(self) -> None:
         data = customer_data(World(0), rows=200, harmful_ratio=0.1)
-        harmful = {q.text for q in World(0).harmful(Split.ATTACK, 20)}
+        harmful = {q.text for q in World(0).harmful(Split.ATTACK, build_module.ATTACK_ROWS)}
         assert sum(row.prompt[-1].content in harmful for row in data.training) == 20
         assert len(data.training) == 200
 
