@@ -279,7 +279,7 @@ def test_every_interleaving_ends_once(sessions: SessionFactory) -> None:
     run_state_machine_as_test(
         JobLife,
         settings=settings(
-            max_examples=25,
+            max_examples=15,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
