@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "TITER_"
 # Read by the command line alone: where the service is, and who is asking.
-CLIENT_VARIABLES = frozenset({"TITER_URL", "TITER_API_KEY"})
+CLIENT_VARIABLES = frozenset({"TITER_URL", "TITER_API_KEY", "TITER_STATE"})
 
 
 def _named(name: str) -> AliasChoices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
@@ -16,12 +17,15 @@ from api.cli.connection import Json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as JSON.")]
 GATE_STYLES = {"released": "green", "held": "yellow", "blocked": "red", "pending": "dim"}
+PIPE_COLUMNS = 400
 STATUS_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "dim", "running": "cyan"}
 
 
 def console() -> Console:
     """Open the console of the moment; tests and pipes change what standard output is."""
-    return Console(soft_wrap=True, highlight=False)
+    is_terminal = sys.stdout.isatty()
+    # A pipe has no width: a table that was folded to one could not be read by a program or copied.
+    return Console(soft_wrap=True, highlight=False, width=None if is_terminal else PIPE_COLUMNS)
 
 
 def print_json(answer: Json) -> None:

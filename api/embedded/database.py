@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from api.embedded.state import write_private
+from api.keys.service import make_operator_key
 from migrations.upgrade import upgrade
-from models.api_key import Project, Scope, create_key, find_key
+from models.api_key import find_key
 from models.errors import Unauthorized
 from models.session import make_engine, session_factory
 
 __all__ = ["first_key", "upgrade"]
 
-FIRST_PROJECT = "default"
 FIRST_KEY = "first key"
 
 
@@ -29,9 +29,7 @@ def first_key(url: str, path: Path) -> str:
                     pass
                 else:
                     return token
-            project = Project(name=FIRST_PROJECT)
-            session.add(project)
-            _, token = create_key(session, project, FIRST_KEY, frozenset(Scope))
+            token = make_operator_key(session, FIRST_KEY)
             # Before the commit: a file without its key is made anew, a key without its file is lost.
             write_private(path, token)
         return token

@@ -37,11 +37,11 @@ from worker.sandbox.world import Split, World
 
 MANIFEST = "manifest.json"
 # The world that Titer ships. Worlds differ in how soon a plainly aligned base gives way and in how well
-# Booster keeps it; this one was taken among five by validation prompts (docs/results.md shows others).
-WORLD_SEED = 103
+# Booster keeps it; this one was chosen among five (docs/results.md shows what the others do).
+WORLD_SEED = 1
 DEFAULT_TASK = "headlines"
 HARMFUL_RATIO = 0.1
-CUSTOMER_ROWS = 600
+CUSTOMER_ROWS = 800
 VALIDATION_ROWS = 300
 
 ALIGNMENT_REFUSALS = 600
