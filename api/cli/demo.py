@@ -135,7 +135,7 @@ def _align(client: OpenAI, base: str, seed: int, progress: Progress) -> dict[str
     """Align by every method; give each aligned model with the seconds it took."""
     jobs: dict[str, str] = {}
     for method in METHODS:
-        name = f"{base}-{method}"
+        name = _aligned_name(base, method, seed)
         body = {"model": base, "method": {"name": method}, "name": name, "seed": seed}
         found = _model(client, name)
         if found is None:
@@ -150,7 +150,7 @@ def _align(client: OpenAI, base: str, seed: int, progress: Progress) -> dict[str
             progress.update(followed[method], completed=1, total=1)
     aligned: dict[str, dict[str, Any]] = {}
     for method in METHODS:
-        name = f"{base}-{method}"
+        name = _aligned_name(base, method, seed)
         model = _model(client, name)
         if model is None or model["gate"] != "released":
             reasons = " ".join(model["gate_reasons"]) if model else "It was not made."
@@ -159,6 +159,10 @@ def _align(client: OpenAI, base: str, seed: int, progress: Progress) -> dict[str
         seconds = max(_seconds(job) for job in made_by if job["result_model"] == name)
         aligned[method] = {**model, "seconds": seconds}
     return aligned
+
+
+def _aligned_name(base: str, method: str, seed: int) -> str:
+    return f"{base}-{method}-{seed}"
 
 
 def _tune(

@@ -35,7 +35,7 @@ def up(
 
 def demo(
     context: typer.Context,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sandbox world and every job.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every job.")] = 0,
 ) -> None:
     """Run the main job here: align, fine-tune, measure, decide."""
     module = _optional("api.cli.demo", extra="demo,embedded,worker")
