@@ -134,11 +134,15 @@ def _register(client: OpenAI, world: dict[str, str]) -> str:
 def _align(client: OpenAI, base: str, seed: int, progress: Progress) -> dict[str, dict[str, Any]]:
     """Align by every method; give each aligned model with the seconds it took."""
     jobs: dict[str, str] = {}
+    # A demo that was interrupted left jobs that go on by themselves.
+    earlier = _get(client, "/alignment/jobs?limit=100")["data"]
+    going = {job["result_model"]: job["id"] for job in earlier if job["status"] not in ENDED}
     for method in METHODS:
         name = _aligned_name(base, method, seed)
         body = {"model": base, "method": {"name": method}, "name": name, "seed": seed}
-        found = _model(client, name)
-        if found is None:
+        if name in going:
+            jobs[method] = going[name]
+        elif _model(client, name) is None:
             jobs[method] = str(_post(client, "/alignment/jobs", body)["id"])
     followed = {
         method: progress.add_task(f"Aligning by {method}", total=None) for method in METHODS
