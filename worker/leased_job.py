@@ -35,6 +35,7 @@ class LeasedJob:
     def __init__(self, sessions: SessionFactory, lease: Lease, *, lease_seconds: int) -> None:
         """Hold `lease`, whose job was claimed a moment ago."""
         self.id = lease.job_id
+        self.attempt = lease.attempt
         self._sessions = sessions
         self._lease = lease
         self._lease_seconds = lease_seconds

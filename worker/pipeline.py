@@ -150,7 +150,8 @@ def _train(
 def _store(
     job: LeasedJob, work: Work, model: PeftModel, result: TrainResult, shop: Workshop
 ) -> ModelVersion:
-    prefix = f"models/{work.job_id}"
+    # By attempt: a worker that was thought dead and wakes must not overwrite what was judged meanwhile.
+    prefix = f"models/{work.job_id}/{job.attempt}"
     with tempfile.TemporaryDirectory() as scratch:
         lora.save(model, Path(scratch), base_model=work.root.id)
         hashes = {"adapter": shop.storage.put_folder(prefix, Path(scratch))}

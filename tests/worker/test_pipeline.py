@@ -179,10 +179,8 @@ class TestFinetune:
     ) -> None:
         provider.run(provider.align())
         job = provider.run(provider.finetune(ROWS, provider.version("toy-sft")))
-        parent = provider.shop.storage.folder(
-            "models/" + provider.version("toy-sft").job_id, Path()
-        )  # type: ignore[operator]
-        tuned = provider.shop.storage.folder(f"models/{job.id}", Path())
+        parent = provider.shop.storage.folder(provider.version("toy-sft").source["prefix"], Path())  # type: ignore[operator]
+        tuned = provider.shop.storage.folder(f"models/{job.id}/1", Path())
         assert (parent / "adapter_config.json").is_file()
         first = PeftModel.from_pretrained(tiny_model(), parent).state_dict()
         second = PeftModel.from_pretrained(tiny_model(), tuned).state_dict()
@@ -269,8 +267,9 @@ class TestInterruption:
         assert resumed.status == JobStatus.SUCCEEDED
         assert resumed.attempt == 2
         one, two = (
-            provider.shop.storage.folder(f"models/{job}", tmp_path) / "adapter_model.safetensors"
-            for job in (undisturbed.id, job_id)
+            provider.shop.storage.folder(f"models/{attempt}", tmp_path)
+            / "adapter_model.safetensors"
+            for attempt in (f"{undisturbed.id}/1", f"{job_id}/2")
         )
         assert one.read_bytes() == two.read_bytes()
         steps = [e.data["step"] for e in provider.events(job_id) if e.type == "metrics" and e.data]
