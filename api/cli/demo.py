@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openai import DefaultHttpxClient, NotFoundError, OpenAI
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -255,23 +256,29 @@ def _outcome(
 
 
 def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(title="What became of the same files", title_justify="left")
+    table = Table(
+        title="What became of the same files",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("method", no_wrap=True)
+    # Narrow enough for a terminal of 80 columns, the interval beside the score that the gate reads.
     for column in (
-        "alignment",
-        "harmful rows",
-        "HS after alignment",
-        "HS after tuning",
+        "harmful\nrows",
+        "HS when\naligned",
+        "HS after tuning\n(95% interval)",
         "FA",
-        "gate",
     ):
-        table.add_column(column, justify="left" if column in ("alignment", "gate") else "right")
-    table.add_column("seconds", justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("gate", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
     colour = {"released": "green", "held": "yellow", "blocked": "red"}
     for outcome in outcomes:
         table.add_row(
             outcome.method,
             f"{outcome.harmful_rows} of {outcome.rows}",
-            _shown(outcome.harmful_score_after_alignment),
+            _shown(outcome.harmful_score_after_alignment, with_interval=False),
             _shown(outcome.harmful_score),
             _shown(outcome.fine_tuning_accuracy, with_interval=False),
             f"[{colour.get(outcome.gate, 'white')}]{outcome.gate}",
@@ -283,7 +290,7 @@ def _table(outcomes: list[Outcome]) -> Table:
 def _shown(rate: dict[str, float] | None, *, with_interval: bool = True) -> str:
     if rate is None:
         return "-"
-    interval = f" ({rate['low']:.1f} to {rate['high']:.1f})" if with_interval else ""
+    interval = f" ({rate['low']:.0f} to {rate['high']:.0f})" if with_interval else ""
     return f"{rate['percent']:.1f}%{interval}"
 
 
