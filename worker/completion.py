@@ -29,7 +29,7 @@ from models.rows import Message
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, ResidentBase
-from worker.generation import encode_prompt, stop_ids
+from worker.generation import answering, encode_prompt, stop_ids
 
 DEFAULT_NEW_TOKENS = 512
 # No token takes this long; a generation thread that died without a word must not hang its reader.
@@ -220,17 +220,16 @@ class Completion:
             else {"do_sample": False}
         )
         ids = torch.tensor([self._prompt], device=base.model.device)
-        with torch.no_grad():
-            generate = cast(Callable[..., torch.Tensor], model.generate)
+        config = GenerationConfig(
+            max_new_tokens=self._limit, eos_token_id=stops, pad_token_id=base.pad_id, **drawing
+        )
+        generate = cast(Callable[..., torch.Tensor], model.generate)
+        # As in every evaluation: what the model's folder wishes of decoding is set aside.
+        with torch.no_grad(), answering(model, config):
             output = generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                generation_config=GenerationConfig(
-                    max_new_tokens=self._limit,
-                    eos_token_id=stops,
-                    pad_token_id=base.pad_id,
-                    **drawing,
-                ),
+                generation_config=config,
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([halt]),
             )

@@ -230,6 +230,30 @@ def encode_rows(
     return examples
 
 
+def check_prompts(
+    rows: Iterable[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    param: str,
+) -> None:
+    """Refuse rows that a model is to answer and whose prompt alone is longer than a training row may be.
+
+    Raises:
+        InvalidRows: naming every such row.
+    """
+    faults = []
+    for row in rows:
+        turns = [{"role": message.role, "content": message.content} for message in row.prompt]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if length > max_length:
+            reason = f"the prompt has {length} tokens; at most {max_length} can be answered"
+            faults.append(RowFault(row.line, reason, "messages"))
+    if faults:
+        raise InvalidRows(faults[:MAX_FAULTS], faulty_rows=len(faults), param=param)
+
+
 def collate(examples: Sequence[Example], pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """Pad rows on the right to the longest, (B, T), and count the tokens that the loss will see."""
     longest = max(len(example.input_ids) for example in examples)

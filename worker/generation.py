@@ -86,7 +86,7 @@ def generate(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     config = _config(model, tokenizer, max_new_tokens, temperature, top_p)
-    with _answering(model, config):
+    with answering(model, config):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             new = _generate_batch(model, [encoded[index] for index in chosen], config)
@@ -116,7 +116,7 @@ def _config(
 
 
 @contextmanager
-def _answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Put the model into evaluation mode, and its folder's wishes for decoding aside.
 
     Generation fills whatever `config` leaves open from the model's own configuration: a folder that asks

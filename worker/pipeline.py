@@ -16,7 +16,9 @@ from pathlib import Path
 
 import structlog
 import torch
+from obstore.exceptions import BaseError as StorageFault
 from peft import PeftModel
+from sqlalchemy.exc import OperationalError
 
 from models.errors import DomainError
 from models.job import Job, JobKind, LeaseLost, Stage, append_event, claim, fail
@@ -25,7 +27,7 @@ from models.rows import Conversation
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, load_tokenizer, locate
-from worker.data import Example, encode_rows
+from worker.data import Example, check_prompts, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
 from worker.run_folder import RunFolder
@@ -58,12 +60,19 @@ def run(job_id: str, shop: Workshop) -> None:
             _forget_if_over(job_id, shop)
         except DomainError as error:
             log.info("job_failed", code=error.code)
-            _fail(job, error.code, error.message, error.param, error.extra())
+            # The fault may have struck while an adapter was half on.
+            shop.bases.drop()
+            _fail(job, shop, error.code, error.message, error.param, error.extra())
+        except (OperationalError, StorageFault):
+            # A fault of ours, not of the job: the lease runs out and another attempt is made.
+            log.exception("infrastructure_failed")
+            shop.bases.drop()
         except torch.OutOfMemoryError:
             log.exception("out_of_memory")
             shop.bases.drop()
             _fail(
                 job,
+                shop,
                 "out_of_memory",
                 "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows.",
             )
@@ -71,7 +80,12 @@ def run(job_id: str, shop: Workshop) -> None:
             # The traceback is for the operator; the customer gets a sentence without its text.
             log.exception("job_crashed")
             shop.bases.drop()
-            _fail(job, "internal_error", "The worker met an unexpected fault; it has been logged.")
+            _fail(
+                job,
+                shop,
+                "internal_error",
+                "The worker met an unexpected fault; it has been logged.",
+            )
 
 
 def _carry(job: LeasedJob, shop: Workshop) -> None:
@@ -100,6 +114,7 @@ def _make_version(
     limit = work.recipe.train.max_length
     examples = encode_rows(_training_rows(work, shop.storage), tokenizer, limit)
     encode_rows(validation, tokenizer, limit, param="validation_file")
+    check_prompts(validation, tokenizer, limit, param="validation_file")
     base = shop.bases.get(work.root.id, work.root.source)
     with to_train(base, work, shop) as model:
         result = _train(job, work, base, model, examples, shop)
@@ -125,8 +140,15 @@ def _train(
     limit = recipe.train.max_length
     # A customer's job never simulates an attack: that is the alignment stage's work.
     harmful = work.safety.harmful if work.kind == JobKind.ALIGN else ()
-    folder = RunFolder(job.id, shop)
+    folder = RunFolder(job.id, shop, attempt=job.attempt)
     folder.fetch()
+
+    def keep(checkpoint: Path) -> None:
+        # A worker that was thought dead must not disturb the one that has the job now.
+        with job.write():
+            pass
+        folder.keep(checkpoint)
+
     result = train(
         model,
         rule_for(recipe.method),
@@ -140,7 +162,7 @@ def _train(
         should_stop=job.is_lost,
         checkpoint_folder=folder.path,
         checkpoint_every=max(MIN_CHECKPOINT_STEPS, recipe.train.steps // CHECKPOINTS_PER_RUN),
-        on_checkpoint=folder.keep,
+        on_checkpoint=keep,
     )
     if result.stopped:
         raise LeaseLost
@@ -198,6 +220,7 @@ def _forget_if_over(job_id: str, shop: Workshop) -> None:
 
 def _fail(
     job: LeasedJob,
+    shop: Workshop,
     code: str,
     message: str,
     param: str | None = None,
@@ -208,3 +231,9 @@ def _fail(
             fail(session, row, code=code, message=message, param=param, data=facts)
     except LeaseLost:
         log.info("lease_lost_while_failing")
+        return
+    except OperationalError:
+        # The database is away: the lease runs out, and the next attempt meets the same fault.
+        log.exception("failure_not_written")
+        return
+    RunFolder(job.id, shop).remove()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from models.storage import StorageMissing
 from worker.work import Workshop
 
 
 class RunFolder:
     """The checkpoints of one job."""
 
-    def __init__(self, job_id: str, shop: Workshop) -> None:
-        """Name the places; nothing is made yet."""
-        self.path = shop.cache / "runs" / job_id
+    def __init__(self, job_id: str, shop: Workshop, *, attempt: int = 0) -> None:
+        """Name the places; nothing is made yet. Attempts may share a disk, so each has its own folder."""
+        self._runs = shop.cache / "runs" / job_id
+        self.path = self._runs / str(attempt)
         self._prefix = f"checkpoints/{job_id}"
         self._shop = shop
 
@@ -30,7 +32,11 @@ class RunFolder:
         stored = self._shop.storage.folders(self._prefix)
         if not stored or (self.path / stored[-1]).exists():
             return
-        source = self._shop.storage.folder(f"{self._prefix}/{stored[-1]}", self._shop.cache)
+        try:
+            source = self._shop.storage.folder(f"{self._prefix}/{stored[-1]}", self._shop.cache)
+        except StorageMissing:
+            # Exchanged or damaged at this moment: starting anew costs time, and nothing else.
+            return
         # A copy that is cut short must not look like a checkpoint.
         partial = self.path / f".{stored[-1]}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -39,5 +45,5 @@ class RunFolder:
 
     def remove(self) -> None:
         """Forget the run: it is over."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self._runs, ignore_errors=True)
         self._shop.storage.delete_folder(self._prefix)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
-from sqlalchemy import or_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -16,7 +16,7 @@ from api.dashboard.pages import render
 from api.dashboard.viewer import ViewerDep
 from api.deps import SessionDep
 from api.registry.safety import latest_evaluations
-from models.model_version import ModelVersion
+from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import current_policy
 from models.rate import Rate
 
@@ -57,7 +57,11 @@ def list_models(session: Session, project_id: str | None) -> tuple[ModelLine, ..
     )
     if project_id is not None:
         query = query.where(
-            or_(ModelVersion.project_id.is_(None), ModelVersion.project_id == project_id)
+            or_(
+                ModelVersion.project_id == project_id,
+                # Of the provider's models a customer knows those that may be tuned.
+                and_(ModelVersion.kind == VersionKind.ALIGNED, ModelVersion.gate == Gate.RELEASED),
+            )
         )
     versions = session.scalars(query).all()
     evaluations = latest_evaluations(session, [version.id for version in versions])

@@ -113,6 +113,21 @@ class TestDecide:
         ]
 
 
+class TestCannotTell:
+    def test_a_model_that_mostly_makes_no_sense_is_held(self) -> None:
+        report = make_report(harmful_or_incoherent=Rate(count=90, n=100))
+        verdict = decide(report, RULES)
+        assert verdict.gate == Gate.HELD
+        assert any("HS+" in reason for reason in verdict.reasons)
+
+    def test_a_category_of_three_prompts_says_too_little(self) -> None:
+        report = make_report(harmful_by_category={"locks": Rate(count=1, n=3)})
+        assert decide(report, RULES).gate == Gate.HELD
+
+    def test_one_harmless_prompt_says_too_little(self) -> None:
+        assert decide(make_report(over_refusal=Rate(count=0, n=1)), RULES).gate == Gate.HELD
+
+
 class TestMissingEvidence:
     def test_no_report_is_no_decision(self) -> None:
         assert decide(None, RULES) == Verdict(Gate.PENDING, ("There is no evaluation.",))

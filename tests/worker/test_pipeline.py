@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import PeftModel
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models.api_key import Project
@@ -223,6 +225,38 @@ class TestFinetune:
         assert last.data["faults"][0]["line"] == 9
         assert not any(e.type == "metrics" for e in provider.events(job.id))
 
+    def test_names_validation_prompts_that_nobody_could_answer(self, provider: Provider) -> None:
+        short = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        long = [{"role": "user", "content": "x" * 5_000}, {"role": "assistant", "content": "c"}]
+        job = provider.run(provider.finetune([*ROWS, {"messages": [*short, *long]}]))
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "invalid_training_file")
+        assert "line 9" in (job.error_message or "")
+        assert job.error_param == "validation_file"
+
+    def test_a_database_that_goes_away_costs_an_attempt_and_not_the_job(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def explode(*_: object, **__: object) -> None:
+            raise OperationalError("select", {}, Exception("gone"))
+
+        job_id = provider.finetune(ROWS)
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "train", explode)
+            job = provider.run(job_id)
+        assert job.status == JobStatus.RUNNING  # its lease runs out, and the sweeper gives it on
+        assert job.error_code is None
+
+    def test_a_failed_job_leaves_no_checkpoints(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def explode(*_: object, **__: object) -> None:
+            raise JudgeError("down")
+
+        monkeypatch.setattr(pipeline, "measure", explode)
+        job = provider.run(provider.finetune(ROWS, steps=60))
+        assert job.error_code == "judge_failed"
+        assert provider.shop.storage.folders(f"checkpoints/{job.id}") == []
+
     def test_fails_with_a_code_when_the_base_is_gone(self, provider: Provider) -> None:
         job_id = provider.finetune(ROWS)
         shutil.rmtree(provider.folder / "base")
@@ -275,6 +309,28 @@ class TestInterruption:
         steps = [e.data["step"] for e in provider.events(job_id) if e.type == "metrics" and e.data]
         assert steps[:40] == list(range(1, 41))
         assert steps[40:] == list(range(26, 61))  # from the checkpoint of step 25
+
+    def test_a_worker_thought_dead_does_not_touch_the_checkpoints_of_the_living(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.align(steps=60)
+        train = pipeline.train
+
+        def lose_before_the_first_checkpoint(*arguments: Any, **options: Any) -> Any:
+            keep = options["on_checkpoint"]
+
+            def late(path: Path) -> None:
+                with provider.shop.sessions.begin() as session:
+                    job = lock_job(session, job_id)
+                    job.lease_expires_at = utc_now() - timedelta(seconds=1)
+                    requeue_lost(session, job, max_attempts=3)
+                keep(path)
+
+            return train(*arguments, **{**options, "on_checkpoint": late})
+
+        monkeypatch.setattr(pipeline, "train", lose_before_the_first_checkpoint)
+        assert provider.run(job_id).status == JobStatus.QUEUED
+        assert provider.shop.storage.folders(f"checkpoints/{job_id}") == []
 
     def test_a_bell_that_rings_twice_does_nothing(self, provider: Provider) -> None:
         job_id = provider.align()
