@@ -145,7 +145,11 @@ def test_a_program_that_is_not_there_ends_at_once_and_says_so(tmp_path: Path) ->
 
 def test_started_at_tells_lives_apart() -> None:
     assert started_at(os.getpid()) == started_at(os.getpid())
-    assert started_at(os.getpid()) != started_at(os.getppid())
+    time.sleep(0.05)  # longer than the clock tick in which starts are told
+    other = subprocess.Popen(["sleep", "60"])
+    assert started_at(other.pid) != started_at(os.getpid())
+    other.kill()
+    other.wait()
     dead = subprocess.Popen(["true"])
     dead.wait()
     assert started_at(dead.pid) is None
