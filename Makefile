@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test test-browser check fix bench migration moved
+.PHONY: help setup demo up test test-unit test-browser check fix bench migration moved
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ up: setup ## Start the whole service on this machine; Ctrl-C stops it
 
 test: setup ## Run the tests (a part of them: make test T=tests/models)
 	@$(VENV_PYTHON) -m pytest $(T)
+
+test-unit: setup ## Run the tests that start no further processes: under a minute on two cores
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m 'not processes and not browser' $(T)
 
 test-browser: setup ## Run the tests that look at the dashboard (needs Chromium)
 	@$(PIP_INSTALL) -e '.[browser]'

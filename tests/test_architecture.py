@@ -85,6 +85,7 @@ def loaded_after(imported: str, forbidden: tuple[str, ...]) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.processes
 class TestWhatIsLoaded:
     def test_the_api_s_processes_load_no_tensors(self) -> None:
         modules = "api.app, api.sweeper, api.cli, api.embedded.up"

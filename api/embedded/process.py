@@ -191,9 +191,11 @@ def started_at(pid: int) -> str | None:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
-    # Field 3 of proc(5) is the state; 22 is in ticks since boot, and unlike a wall-clock time it does
-    # not move when the clock is set.
-    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+    # Field 3 of proc(5) is the state, 20 the number of threads: a killed process whose first thread has
+    # ended still holds its ports while another one ends. Field 22 is in ticks since boot, and unlike a
+    # wall-clock time it does not move when the clock is set.
+    has_ended = fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
+    return None if has_ended else f"{boot}:{fields[19]}"
 
 
 def program_of(pid: int) -> str | None:

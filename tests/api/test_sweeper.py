@@ -161,6 +161,7 @@ class TestLoop:
         run(settings.model_copy(update={"sweep_seconds": 0.01}), stop)
         assert len(calls) == 2
 
+    @pytest.mark.processes
     def test_the_process_ends_cleanly_at_sigterm(
         self, database_url: str, redis_url: str, tmp_path: Path
     ) -> None:

@@ -18,7 +18,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from tests.e2e.conftest import DEADLINE_SECONDS, Running
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.processes
 BASE = "world"
 
 

@@ -26,7 +26,7 @@ from models.api_key import Scope, find_key
 from models.session import make_engine, session_factory
 from tests.api.embedded.stand_in import DIES, StandIn
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")

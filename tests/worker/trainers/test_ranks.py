@@ -41,6 +41,7 @@ def train_as_rank(rank: int, folder: str) -> None:
 
 
 class TestTwoRanks:
+    @pytest.mark.processes
     def test_step_as_one_and_agree(self, tmp_path: Path) -> None:
         multiprocessing.spawn(train_as_rank, args=(str(tmp_path),), nprocs=2)
         alone = train_here()
