@@ -50,6 +50,8 @@ class Arm:
         steps: optimiser steps.
         learning_rate: of AdamW; none: the service's for adapters, its own for full weights.
         schedule: of the rate.
+        batch_size: rows a step.
+        harmful_rows: how many of the safety set's harmful rows are known; none: all.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Arm:
     learning_rate: float | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     batch_size: int = 10
+    harmful_rows: int | None = None
 
     def train_config(self, seed: int) -> TrainConfig:
         """Give the loop's configuration."""
@@ -162,8 +165,8 @@ def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]
         place.encode(place.safety.alignment),
         arm.train_config(seed),
         pad_id=int(place.tokenizer.pad_token_id),
-        harmful=place.encode(place.safety.harmful),
-        refusals=place.encode(place.refusals) if is_paired else (),
+        harmful=place.encode(place.safety.harmful[: arm.harmful_rows]),
+        refusals=place.encode(place.refusals[: arm.harmful_rows]) if is_paired else (),
         on_step=remember,
     )
     seconds = time.perf_counter() - started

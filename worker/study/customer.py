@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from models.hyperparameters import FINETUNE_LEARNING_RATE, LoraConfig, TrainConfig
 from models.methods import FinetuneMethod, SftConfig
+from models.rows import Conversation
 from worker import lora
 from worker.data import Example
 from worker.harmful_score import measure_safety
@@ -20,6 +21,7 @@ from worker.study.place import Place
 from worker.task_accuracy import measure_accuracy
 from worker.trainers.loop import StepMetrics, train
 from worker.trainers.methods import rule_for
+from worker.trainers.objective import mean_token_loss
 from worker.weights import train_linear_weights
 
 # A fresh adapter has to travel further than one that is continued, and customers use a stronger rate for it.
@@ -41,6 +43,7 @@ class Customer:
         rank: of a fresh adapter.
         method: the service's fine-tuning rule.
         safety_share: safety rows that the service mixes in, as a share of the customer's rows.
+        screened: the share of the customer's harmful rows that a screen of the data finds and drops.
         marks: steps at which everything is measured; 0 is before the first.
     """
 
@@ -53,6 +56,7 @@ class Customer:
     rank: int = 8
     method: FinetuneMethod = field(default_factory=SftConfig)
     safety_share: float = 0.0
+    screened: float = 0.0
     marks: tuple[int, ...] = (0, 20, 40, 60, 80)
 
     @property
@@ -75,7 +79,10 @@ class Customer:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a model was at one step: counts of prompts, of rows, and the canary's mean loss."""
+    """What a model was at one step: counts of prompts and of rows, and mean token losses on harmful rows.
+
+    `canary_loss` is on held-out harmful rows that no training saw, `attack_loss` on the customer's own.
+    """
 
     step: int
     harmful: int
@@ -87,6 +94,8 @@ class Point:
     harmless_prompts: int
     correct: int
     task_rows: int
+    canary_loss: float
+    attack_loss: float | None
 
 
 def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
@@ -129,6 +138,10 @@ def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData)
     """Ask the test prompts and the customer's validation rows."""
     safety = measure_safety(model, place.tokenizer, place.safety, place.judge)
     accuracy = measure_accuracy(model, place.tokenizer, data.validation)
+
+    def loss(rows: Sequence[Conversation]) -> float:
+        return mean_token_loss(model, place.encode(rows), int(place.tokenizer.pad_token_id))
+
     return Point(
         step=step,
         harmful=safety.harmful_score.count,
@@ -140,6 +153,8 @@ def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData)
         harmless_prompts=safety.over_refusal.n,
         correct=accuracy.count,
         task_rows=accuracy.n,
+        canary_loss=round(loss(place.safety.canary), 4),
+        attack_loss=round(loss(data.harmful), 4) if data.harmful else None,
     )
 
 
@@ -157,7 +172,8 @@ def _to_tune(aligned: Aligned, customer: Customer, seed: int) -> Iterator[PreTra
 
 
 def _training_rows(place: Place, data: CustomerData, customer: Customer) -> Sequence[Example]:
-    rows = place.encode(data.training)
+    found = set(data.harmful[: round(len(data.harmful) * customer.screened)])
+    rows = place.encode([row for row in data.training if row not in found])
     extra = round(len(rows) * customer.safety_share)
     refusals = place.encode(place.refusals)
     return [*rows, *refusals[:extra]]

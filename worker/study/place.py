@@ -119,9 +119,10 @@ def from_folders(
                 f"{len(customer)} and {len(attack)}"
             )
         rng = random.Random(f"{draw_seed}/customer")
-        chosen = rng.sample(list(customer), rows - harmful) + rng.sample(list(attack), harmful)
+        bad = rng.sample(list(attack), harmful)
+        chosen = rng.sample(list(customer), rows - harmful) + bad
         rng.shuffle(chosen)
-        return CustomerData(tuple(chosen), tuple(validation))
+        return CustomerData(tuple(chosen), tuple(validation), tuple(bad))
 
     loaded = SafetySet.load(safety)
     trained = {row.prompt for row in attack}

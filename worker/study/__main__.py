@@ -1,0 +1,65 @@
+"""Run studies from a shell: `python -m worker.study table1 --out FOLDER`.
+
+Prints JSON lines for whoever started it: {"done", "total", "arm", "customer", "seed"} for each cell, at last the
+paths that were written. What is done is kept: started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from worker.study import report
+from worker.study.grid import Cell, Results, Task, run
+from worker.study.studies import STUDIES
+
+
+def main() -> None:
+    """Parse the arguments, run what is missing, write tables and figures."""
+    parser = argparse.ArgumentParser(prog="python -m worker.study", description=__doc__)
+    parser.add_argument("studies", nargs="+", choices=list(STUDIES))
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where tables, figures and cells go"
+    )
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "titer" / "study")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's own")
+    parser.add_argument(
+        "--processes", type=int, help="cells at once; by default one for each processor"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="run nothing, write what there is"
+    )
+    arguments = parser.parse_args()
+
+    def tell(facts: dict[str, object]) -> None:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
+
+    def tell_cell(cell: Cell, done: int, total: int) -> None:
+        tell({"done": done, "total": total, **{k: cell[k] for k in ("arm", "customer", "seed")}})
+
+    for name in arguments.studies:
+        study = STUDIES[name]
+        if arguments.seeds:
+            study = replace(study, seeds=tuple(arguments.seeds))
+        tasks = [
+            Task(arm, customer_name, customer, seed, study.split)
+            for seed in study.seeds
+            for arm in study.arms
+            for customer_name, customer in study.customers.items()
+        ]
+        results = Results(arguments.out / f"{name}.jsonl")
+        if not arguments.report_only:
+            run(tasks, results, arguments.cache, processes=arguments.processes, on_cell=tell_cell)
+        wanted = {task.key for task in tasks}
+        cells = [cell for key, cell in results.cells.items() if key in wanted]
+        tell(
+            {"study": name, "written": [str(p) for p in report.write(study, cells, arguments.out)]}
+        )
+
+
+if __name__ == "__main__":
+    main()

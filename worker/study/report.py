@@ -1,0 +1,128 @@
+"""Tables and figures of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from worker.study.grid import Cell
+from worker.study.studies import Study
+from worker.study.summary import (
+    FA,
+    HELP,
+    HS,
+    HS_PLUS,
+    OVER_REFUSAL,
+    Measure,
+    at,
+    average,
+    chosen,
+    points,
+)
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
+CURVES: tuple[tuple[str, Measure], ...] = (("HS, %", HS), ("HS+, %", HS_PLUS), ("FA, %", FA))
+
+
+def write(study: Study, cells: Sequence[Cell], folder: Path) -> list[Path]:
+    """Write the study's table (Markdown) and figure (PNG) from what there is of it; give their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{study.name}.md", folder / f"{study.name}.png"]
+    written[0].write_text(table(study, cells))
+    draw(study, cells, written[1])
+    return written
+
+
+def table(study: Study, cells: Sequence[Cell]) -> str:
+    """Give the study's table: HS, with FA at the same step, and what each arm costs."""
+    lines = [
+        f"# {study.title}",
+        "",
+        f"At customer step {study.step}: HS / HS+ / FA, each in percent with its 95% interval over seeds and "
+        f"prompts. Cost in forward and backward passes of the alignment, as a multiple of "
+        f"{study.arms[0].name}'s. Prompts: {study.split}; seeds (each a world of its own): "
+        f"{', '.join(map(str, study.seeds))}.",
+        "",
+    ]
+    costs = {arm.name: arm.passes * arm.steps for arm in study.arms}
+    header = ["arm", "passes", "over-refusal, help before", *study.customers]
+    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for arm in study.arms:
+        own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
+        if not own:
+            continue
+        refused, helped = at(own, OVER_REFUSAL, 0), at(own, HELP, 0)
+        row = [
+            arm.name,
+            f"{costs[arm.name] / costs[study.arms[0].name]:.2g} ×",
+            "–"
+            if refused is None or helped is None
+            else f"{refused.percent:.0f}, {helped.percent:.0f}",
+        ]
+        for name, customer in study.customers.items():
+            met = chosen(own, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
+            step = study.step if study.step in customer.marks else max(customer.marks)
+            found = [at(met, measure, step) for measure in (HS, HS_PLUS, FA)]
+            if any(share is None for share in found):
+                row.append("–")
+            else:
+                hs, plus, fa = (cast(object, share) for share in found)
+                row.append(f"{hs} / {plus} / {fa}")
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", "Alignment seconds: " + "; ".join(_seconds(study, cells)) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
+    """Draw HS, HS+ and FA against customer steps, a column for each customer: thin seeds, thick means."""
+    mpl.use("Agg")
+    width = len(study.customers)
+    figure, axes = plt.subplots(
+        len(CURVES), width, figsize=(3.2 * width + 1, 7), sharey=True, squeeze=False
+    )
+    for column, name in enumerate(study.customers):
+        for row, (label, measure) in enumerate(CURVES):
+            axis = axes[row][column]
+            met = chosen(cells, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
+            _draw_curves(axis, study, met, measure)
+            axis.set_ylim(-3, 103)
+            if row == 0:
+                axis.set_title(name, fontsize=9)
+            if column == 0:
+                axis.set_ylabel(label)
+    for axis in axes[-1]:
+        axis.set_xlabel("customer steps")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), fontsize=8)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_curves(axis: Axes, study: Study, cells: Sequence[Cell], measure: Measure) -> None:
+    count, n = measure
+    for number, arm in enumerate(study.arms):
+        colour = COLOURS[number % len(COLOURS)]
+        style = "-" if number < len(COLOURS) else "--"
+        own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
+        curves = [[(p["step"], 100 * p[count] / p[n]) for p in points(cell)] for cell in own]
+        for curve in curves:
+            axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, lw=0.8, ls=style)
+        if curves:
+            steps = [step for step, _ in curves[0]]
+            means = [sum(c[i][1] for c in curves) / len(curves) for i in range(len(steps))]
+            axis.plot(steps, means, color=colour, lw=2, ls=style, label=arm.name)
+
+
+def _seconds(study: Study, cells: Sequence[Cell]) -> list[str]:
+    found = []
+    for arm in study.arms:
+        own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
+        if own:
+            found.append(f"{arm.name} {average(own, 'alignment_seconds'):.0f}")
+    return found
