@@ -13,7 +13,7 @@ from pydantic import Field
 
 from models.errors import DomainError
 from models.frozen import Frozen
-from models.methods import AlignmentMethod, Method, SftConfig
+from models.methods import AlignmentMethod, Method, SftConfig, TiterConfig
 
 # The service holds the rate: a strong one breaks any alignment within an epoch.
 MAX_LEARNING_RATE_MULTIPLIER = 10.0
@@ -98,10 +98,10 @@ class AlignHyperparameters(Frozen):
 
     steps: int = Field(ALIGN_STEPS, ge=1, le=1_000_000, description="Optimiser steps.")
     batch_size: int = Field(10, ge=1, le=256, description="Alignment rows a step sees.")
-    parameters: Parameters = Field(
-        "adapter",
+    parameters: Parameters | None = Field(
+        None,
         description="What is trained: a LoRA adapter, or all linear weights but the output layer's, which "
-        "needs the memory of full fine-tuning and stores a whole model.",
+        "needs the memory of full fine-tuning and stores a whole model; none: full for titer, else adapter.",
     )
     learning_rate: float | None = Field(
         None,
@@ -165,10 +165,11 @@ def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) ->
 
 def resolve_align(method: AlignmentMethod, asked: AlignHyperparameters, *, seed: int) -> Recipe:
     """Make the recipe of an alignment job."""
-    usual = ALIGN_LEARNING_RATE if asked.parameters == "adapter" else ALIGN_FULL_LEARNING_RATE
+    parameters = asked.parameters or ("full" if isinstance(method, TiterConfig) else "adapter")
+    usual = ALIGN_LEARNING_RATE if parameters == "adapter" else ALIGN_FULL_LEARNING_RATE
     return Recipe(
         method=method,
-        parameters=asked.parameters,
+        parameters=parameters,
         train=TrainConfig(
             learning_rate=asked.learning_rate or usual,
             weight_decay=asked.weight_decay,

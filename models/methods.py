@@ -167,6 +167,24 @@ class BoosterVaccineConfig(BoosterConfig):
     rho: float = Field(2.0, ge=0, le=1000, description="Vaccine's shift (Booster's authors: 5).")
 
 
+class TiterConfig(BoosterConfig):
+    """Titer's own: Booster's simulated attack, with bounded ascent on the harmful loss after it, late.
+
+    G = grad f(w) - lambda_t grad h(w') / h(w'), from `start` on; lambda_t keeps the two gradients' norms in
+    proportion. Where Booster asks that the harmful loss should not fall, this asks that it should be high.
+    """
+
+    name: Literal["titer"] = "titer"  # type: ignore[assignment]
+    ratio: float | None = Field(
+        1.0, ge=0, le=100, description="Norm of the penalty's gradient, as a multiple of grad f's."
+    )
+    alpha: float = Field(0.02, gt=0, le=100, description="Length of the simulated harmful step.")
+    start: float = Field(
+        0.7, ge=0, lt=1, description="The share of the steps that runs as plain SFT first."
+    )
+    outer_loss: OuterLoss = OuterLoss.ASCENT
+
+
 class LisaConfig(Frozen):
     """Lisa (Huang et al., arXiv 2405.18641): turns of safety rows and of the customer's, held together."""
 
@@ -198,7 +216,7 @@ class SafeGradConfig(Frozen):
 
 
 AlignmentMethod = Annotated[
-    SftConfig | VaccineConfig | RepNoiseConfig | BoosterConfig | BoosterVaccineConfig,
+    SftConfig | VaccineConfig | RepNoiseConfig | BoosterConfig | BoosterVaccineConfig | TiterConfig,
     Field(discriminator="name"),
 ]
 FinetuneMethod = Annotated[SftConfig | LisaConfig | SafeGradConfig, Field(discriminator="name")]
@@ -208,6 +226,7 @@ Method = (
     | RepNoiseConfig
     | BoosterConfig
     | BoosterVaccineConfig
+    | TiterConfig
     | LisaConfig
     | SafeGradConfig
 )

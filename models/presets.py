@@ -17,6 +17,7 @@ from models.methods import (
     BoosterVaccineConfig,
     RepNoiseConfig,
     SftConfig,
+    TiterConfig,
     VaccineConfig,
 )
 
@@ -47,6 +48,7 @@ PRESETS: dict[PresetName, Preset] = {
             "repnoise": RepNoiseConfig(alpha=0.1, beta=0.001, paired=False, mask="reference"),
             "booster": BoosterConfig(lambda_=5, alpha=0.1),
             "booster+vaccine": BoosterVaccineConfig(lambda_=5, alpha=0.1, rho=5),
+            "titer": TiterConfig(),
         },
     ),
     "modern": Preset(
@@ -66,6 +68,7 @@ PRESETS: dict[PresetName, Preset] = {
             "booster+vaccine": BoosterVaccineConfig(
                 alpha=0.1, ratio=1, start=0.7, every=4, clip_terms=1
             ),
+            "titer": TiterConfig(every=4, clip_terms=1),
         },
     ),
 }

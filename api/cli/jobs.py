@@ -75,7 +75,7 @@ def align(
     context: typer.Context,
     base: Annotated[str, typer.Option(help="A registered base model.")],
     method: Annotated[
-        str, typer.Option(help="sft, vaccine, repnoise, booster or booster+vaccine.")
+        str, typer.Option(help="sft, vaccine, repnoise, booster, booster+vaccine or titer.")
     ] = "booster",
     preset: Annotated[
         str | None, typer.Option(help="What is left open comes from it: reference or modern.")

@@ -13,7 +13,8 @@ from models.presets import PRESETS, PresetName, fill_in
 @pytest.mark.parametrize("name", PRESETS)
 def test_knows_every_alignment_method(name: PresetName) -> None:
     methods = PRESETS[name].methods
-    assert set(methods) == {"sft", "vaccine", "repnoise", "booster", "booster+vaccine"}
+    known = {"sft", "vaccine", "repnoise", "booster", "booster+vaccine", "titer"}
+    assert set(methods) == known
     assert all(method.name == key for key, method in methods.items())
 
 

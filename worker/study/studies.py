@@ -19,6 +19,7 @@ from models.methods import (
     RepNoiseConfig,
     SafeGradConfig,
     SftConfig,
+    TiterConfig,
     VaccineConfig,
 )
 from worker.sandbox.world import Split
@@ -76,14 +77,7 @@ def _with_ratios(customers: dict[str, Customer], ratios: Sequence[float]) -> dic
     }
 
 
-ASCENT: dict[str, object] = {
-    "outer_loss": OuterLoss.ASCENT,
-    "ratio": 1,
-    "alpha": 0.02,
-    "start": 0.7,
-}
-TITER = _booster("Titer (full)", "full", ASCENT)
-TITER_CHEAP = _booster("Titer (full, lazy 4)", "full", ASCENT, every=4)
+TITER = Arm("Titer", TiterConfig(), space="full")
 
 _TUNED: tuple[Arm, ...] = (
     SFT,
@@ -97,8 +91,9 @@ _TUNED: tuple[Arm, ...] = (
     ),
     *(
         _booster(f"Booster, λ {lambda_}, α {alpha}", start_from={"lambda": lambda_, "alpha": alpha})
-        for lambda_, alpha in ((5, 0.005), (20, 0.005), (5, 0.02), (20, 0.01))
+        for lambda_, alpha in ((5, 0.005), (20, 0.005), (20, 0.01))
     ),
+    _booster("Booster, λ 20, α 0.005, late 30%", start=0.7),
     *(
         Arm(
             f"Booster+Vaccine, λ {lambda_}, ρ {rho}",
@@ -106,6 +101,10 @@ _TUNED: tuple[Arm, ...] = (
         )
         for lambda_, rho in ((5, 0.5), (20, 0.5), (5, 2), (20, 2))
     ),
+    TITER,
+    Arm("Titer, ratio 0.3", TiterConfig(ratio=0.3), space="full"),
+    Arm("Titer, α 0.1", TiterConfig(alpha=0.1), space="full"),
+    Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
 )
 
 STUDIES: dict[str, Study] = {
@@ -219,7 +218,7 @@ STUDIES: dict[str, Study] = {
                     outer_loss=OuterLoss.COLLAPSE,
                     start_from={"lambda": 0.1, "alpha": 0.1},
                 ),
-                _booster("ascent at w′ (adapter)", start_from=ASCENT, alpha=0.005),
+                Arm("Titer in an adapter", TiterConfig(alpha=0.005)),
                 _booster(
                     "full, ratio 1, late, projected",
                     "full",
@@ -230,8 +229,8 @@ STUDIES: dict[str, Study] = {
                 ),
                 _booster("full, ratio 1, late", "full", ratio=1, alpha=0.02, start=0.7),
                 TITER,
-                _booster("Titer without the attack", "full", ASCENT, inner_steps=0),
-                TITER_CHEAP,
+                Arm("Titer without the attack", TiterConfig(inner_steps=0), space="full"),
+                Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
             ),
             MODES,
             seeds=(10, 11, 12),
