@@ -33,14 +33,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from models.hyperparameters import (
     AlignHyperparameters,
-    AlignmentMethod,
-    BoosterConfig,
     FinetuneHyperparameters,
     Recipe,
-    SftConfig,
     resolve_align,
     resolve_finetune,
 )
+from models.methods import AlignmentMethod, BoosterConfig, SftConfig
 from models.safety_set import SafetySet
 from worker import lora
 from worker.data import encode_rows

@@ -14,7 +14,7 @@ from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
-from models.hyperparameters import Frozen
+from models.frozen import Frozen
 from models.rate import Rate
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from models.errors import DomainError
+from models.frozen import Frozen
+from models.methods import AlignmentMethod, Method, SftConfig
 
 # The service holds the rate: a strong one breaks any alignment within an epoch.
 MAX_LEARNING_RATE_MULTIPLIER = 10.0
@@ -22,15 +24,6 @@ class TooManySteps(DomainError):
     """The file, the batch size and the epochs together ask for too many optimiser steps."""
 
     code = "too_many_steps"
-
-
-class Frozen(BaseModel):
-    """A value object: immutable, and refusing unknown fields by name."""
-
-    # An error that quotes its input could carry a row into the log.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
-    )
 
 
 class LoraConfig(Frozen):
@@ -77,35 +70,6 @@ class TrainConfig(Frozen):
     max_length: int = Field(512, ge=8, le=131_072, description="Tokens of a row that are kept.")
 
 
-class SftConfig(Frozen):
-    """Supervised fine-tuning on the alignment data: the baseline of every comparison."""
-
-    name: Literal["sft"] = "sft"
-
-
-class BoosterConfig(Frozen):
-    """Booster (Huang et al., arXiv 2409.01586): G = grad f + lambda (grad h(w) - grad h(w'))."""
-
-    name: Literal["booster"] = "booster"
-    lambda_: float = Field(
-        20.0,
-        ge=0,
-        le=10_000,
-        alias="lambda",
-        description="Weight of the loss-drop penalty (paper: 5).",
-    )
-    alpha: float = Field(
-        0.005, gt=0, le=100, description="Length of the simulated harmful step (paper: 0.1)."
-    )
-    harmful_batch_size: int | None = Field(
-        None, ge=1, le=256, description="Harmful rows a step; none: as many as alignment rows."
-    )
-
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
-
-AlignmentMethod = Annotated[SftConfig | BoosterConfig, Field(discriminator="name")]
-
 # The service's own learning rate for customers' jobs; they choose a multiple of it.
 FINETUNE_LEARNING_RATE = 1e-4
 FINETUNE_BATCH_SIZE = 10
@@ -144,7 +108,7 @@ class AlignHyperparameters(Frozen):
 class Recipe(Frozen):
     """A job's hyper-parameters with nothing left open: what the worker runs and the record keeps."""
 
-    method: AlignmentMethod = Field(default_factory=SftConfig)
+    method: Annotated[Method, Field(discriminator="name")] = Field(default_factory=SftConfig)
     train: TrainConfig
     #: Used where the job starts a fresh adapter; a continued adapter brings its own.
     lora: LoraConfig = Field(default_factory=LoraConfig)

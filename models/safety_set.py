@@ -26,7 +26,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from models.errors import DomainError
-from models.hyperparameters import Frozen
+from models.frozen import Frozen
 from models.rows import Conversation, InvalidRows, read_conversations
 
 HEADER = "safety.json"

@@ -7,7 +7,8 @@ from pydantic import Field
 from api.jobs.schemas import Metadata, Seed
 from api.registry.names import ModelName
 from api.schemas import Identifier, Schema
-from models.hyperparameters import AlignHyperparameters, AlignmentMethod
+from models.hyperparameters import AlignHyperparameters
+from models.methods import AlignmentMethod
 
 
 class CreateAlignment(Schema):

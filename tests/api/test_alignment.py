@@ -6,8 +6,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from models.hyperparameters import BoosterConfig, Recipe, SftConfig
+from models.hyperparameters import Recipe
 from models.job import Job, JobKind, JobStatus
+from models.methods import BoosterConfig, SftConfig
 from models.model_version import ModelVersion
 from tests.api.conftest import Place, SilentDoorbell, Tenant
 

@@ -18,8 +18,8 @@ from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation, latest_evaluation
 from models.file import File
-from models.hyperparameters import BoosterConfig
 from models.job import Job, JobEvent, JobStatus, Stage, cancel, lock_job, requeue_lost
+from models.methods import BoosterConfig
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, SafetyPolicy
 from models.session import SessionFactory, make_engine, session_factory

@@ -9,14 +9,9 @@ from sqlalchemy.orm import Session
 
 from models.api_key import Project
 from models.file import File, content_key
-from models.hyperparameters import (
-    AlignmentMethod,
-    LoraConfig,
-    Recipe,
-    SftConfig,
-    TrainConfig,
-)
+from models.hyperparameters import LoraConfig, Recipe, TrainConfig
 from models.job import Job, JobKind
+from models.methods import AlignmentMethod, SftConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
 from models.safety_set import (

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.hyperparameters import BoosterConfig, SftConfig, TrainConfig
+from models.hyperparameters import TrainConfig
+from models.methods import BoosterConfig, SftConfig
 from tests.tiny_model import tiny_adapted, tiny_examples
 from worker.lora import trainable_parameters
 from worker.trainers.checkpoint import CheckpointMismatch

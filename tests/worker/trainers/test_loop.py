@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.hyperparameters import BoosterConfig, SftConfig, TrainConfig
+from models.hyperparameters import TrainConfig
+from models.methods import BoosterConfig, SftConfig
 from tests.tiny_model import tiny_adapted, tiny_examples, tiny_model
 from worker.data import Batch, Example
 from worker.lora import trainable_parameters

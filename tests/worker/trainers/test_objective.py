@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from models.hyperparameters import BoosterConfig
+from models.methods import BoosterConfig
 from tests.tiny_model import tiny_adapted, tiny_examples, tiny_model
 from worker.data import IGNORED, Batch, collate
 from worker.lora import trainable_parameters

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing
 
-from models.hyperparameters import BoosterConfig, TrainConfig
+from models.hyperparameters import TrainConfig
+from models.methods import BoosterConfig
 from tests.tiny_model import tiny_adapted, tiny_examples
 from worker import lora
 from worker.trainers import ranks
