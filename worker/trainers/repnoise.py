@@ -107,12 +107,12 @@ class RepNoise:
                 use_cache=False,
             )
         marked = mask.unsqueeze(-1).to(out.logits.dtype)  # (B, T, 1)
-        noise = torch.stack(
-            [
-                squared_mmd((marked * x).flatten(1), (marked * self.gaussian(x)).flatten(1))
-                for x in written
-            ]
-        ).mean()
+        distances = []
+        for output in written:
+            x = output.reshape(*mask.shape, -1)  # (B, T, D); OPT gives its rows end to end
+            drawn = self.gaussian(x)
+            distances.append(squared_mmd((marked * x).flatten(1), (marked * drawn).flatten(1)))
+        noise = torch.stack(distances).mean()
         ascent = masked_cross_entropy(out.logits, ids, mask, self.config.mask)
         norm, head = final_norm(model), output_layer(model)
         # The last hidden state has been normed once already; the paper's code norms it again, and so do we.
