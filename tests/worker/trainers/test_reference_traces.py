@@ -30,19 +30,26 @@ from worker.lora import trainable_parameters
 from worker.trainers import attacker
 from worker.trainers.loop import StepMetrics, train
 from worker.trainers.methods import rule_for
-from worker.trainers.repnoise import RepNoise, masked_cross_entropy, squared_mmd
+from worker.trainers.repnoise import RepNoise
 from worker.trainers.sft import Sft
 from worker.trainers.step import Rule, Step, Weights
 from worker.trainers.vaccine import Vaccine
 
 IN_FLOAT32 = 1e-6
-EXACTLY = 1e-12  # in float64
+IN_FLOAT64 = 1e-12
+BUT_FOR_THE_NORMS = 2e-8  # in float64
 ADDED = 1e-7  # to the norms, by the released code
 LAYERS = 2
 SEED = 3  # any: the rows are laid out so that its order of rows is the trace's
 
+CONFIGS = {
+    "booster": BoosterConfig,
+    "vaccine": VaccineConfig,
+    "booster_vaccine": BoosterVaccineConfig,
+}
+NORMED = pytest.mark.parametrize("name", ["booster", "vaccine", "booster_vaccine"])
 PRECISIONS = pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, IN_FLOAT32), (torch.float64, EXACTLY)]
+    ("dtype", "bound"), [(torch.float32, IN_FLOAT32), (torch.float64, IN_FLOAT64)]
 )
 
 
@@ -157,79 +164,39 @@ class TestTraces:
         assert laid_out != given
         assert sorted(map(repr, laid_out)) == sorted(map(repr, given))
 
-    @pytest.mark.parametrize("name", ["booster", "booster_vaccine", "vaccine", "repnoise_port"])
+    @NORMED
     def test_tell_their_method_from_plain_sft(self, name: str) -> None:
-        trace = traces.load(name, torch.float64)
-        rows = [step[:5] for step in batches("alignment")] if "port" in name else None
-        followed = follow(Sft(), trace, rows or batches("alignment"))
+        followed = follow(Sft(), traces.load(name, torch.float64), batches("alignment"))
         assert followed.apart_exactly[0] > 100 * IN_FLOAT32
 
 
-def follow_booster(dtype: torch.dtype) -> tuple[Followed, Trace]:
-    trace = traces.load("booster", dtype)
-    config = BoosterConfig(lambda_=trace.settings["lamb"], alpha=trace.settings["alpha"])
-    given = {"harmful": batches("harmful")}
-    return follow(rule_for(config), trace, batches("alignment"), **given), trace
+def follow_alignment(name: str, dtype: torch.dtype) -> tuple[Followed, Trace]:
+    trace = traces.load(name, dtype)
+    rule = rule_for(CONFIGS[name].model_validate(trace.settings))
+    return follow(rule, trace, batches("alignment"), harmful=batches("harmful")), trace
 
 
-class TestBooster:
+class TestBoosterAndVaccine:
+    """The methods that divide by a norm: each alone, and both together."""
+
+    @NORMED
     @pytest.mark.parametrize(
-        ("dtype", "bound"), [(torch.float32, IN_FLOAT32), (torch.float64, 1e-8)]
+        ("dtype", "bound"), [(torch.float32, IN_FLOAT32), (torch.float64, BUT_FOR_THE_NORMS)]
     )
-    def test_follows(self, dtype: torch.dtype, bound: float) -> None:
-        assert follow_booster(dtype)[0].furthest <= bound
+    def test_follows(self, name: str, dtype: torch.dtype, bound: float) -> None:
+        assert follow_alignment(name, dtype)[0].furthest <= bound
 
+    @NORMED
     @pytest.mark.usefixtures("released_norms")
-    def test_follows_exactly_with_the_released_norm(self) -> None:
-        followed, trace = follow_booster(torch.float64)
-        assert followed.furthest <= EXACTLY
-        assert_reported(followed, trace, loss="loss", harmful_loss="harmful_loss")
-        drops = [m.diagnostics["harmful_loss_drop"] for m in followed.metrics]
-        theirs = trace.losses["harmful_loss"] - trace.losses["harmful_loss_stepped"]
-        assert drops == pytest.approx(theirs.tolist(), abs=1e-12)
-
-
-def follow_vaccine(dtype: torch.dtype) -> tuple[Followed, Trace]:
-    trace = traces.load("vaccine", dtype)
-    rule = rule_for(VaccineConfig(rho=trace.settings["rho"]))
-    return follow(rule, trace, batches("alignment")), trace
-
-
-class TestVaccine:
-    @pytest.mark.parametrize(
-        ("dtype", "bound"), [(torch.float32, IN_FLOAT32), (torch.float64, 1e-8)]
-    )
-    def test_follows(self, dtype: torch.dtype, bound: float) -> None:
-        assert follow_vaccine(dtype)[0].furthest <= bound
-
-    @pytest.mark.usefixtures("released_norms")
-    def test_follows_exactly_with_the_released_norm(self) -> None:
-        followed, trace = follow_vaccine(torch.float64)
-        assert followed.furthest <= EXACTLY
+    def test_follows_exactly_with_the_released_norms(self, name: str) -> None:
+        followed, trace = follow_alignment(name, torch.float64)
+        assert followed.furthest <= IN_FLOAT64
         assert_reported(followed, trace, loss="loss")
-
-
-def follow_both(dtype: torch.dtype) -> tuple[Followed, Trace]:
-    trace = traces.load("booster_vaccine", dtype)
-    config = BoosterVaccineConfig(
-        lambda_=trace.settings["lamb"], alpha=trace.settings["alpha"], rho=trace.settings["rho"]
-    )
-    given = {"harmful": batches("harmful")}
-    return follow(rule_for(config), trace, batches("alignment"), **given), trace
-
-
-class TestBoosterWithVaccine:
-    @pytest.mark.parametrize(
-        ("dtype", "bound"), [(torch.float32, IN_FLOAT32), (torch.float64, 1e-8)]
-    )
-    def test_follows(self, dtype: torch.dtype, bound: float) -> None:
-        assert follow_both(dtype)[0].furthest <= bound
-
-    @pytest.mark.usefixtures("released_norms")
-    def test_follows_exactly_with_the_released_norms(self) -> None:
-        followed, trace = follow_both(torch.float64)
-        assert followed.furthest <= EXACTLY
-        assert_reported(followed, trace, loss="loss", harmful_loss="harmful_loss")
+        if "booster" in name:
+            assert_reported(followed, trace, harmful_loss="harmful_loss")
+            drops = [m.diagnostics["harmful_loss_drop"] for m in followed.metrics]
+            theirs = trace.losses["harmful_loss"] - trace.losses["harmful_loss_stepped"]
+            assert drops == pytest.approx(theirs.tolist(), abs=1e-12)
 
 
 class RecordedNoise:
@@ -244,74 +211,45 @@ class RecordedNoise:
         return traces.gaussian(step, layer, like.shape).to(like.dtype)
 
 
-def repnoise(trace: Trace, *, paired: bool) -> RepNoise:
+def repnoise(trace: Trace, **config: object) -> RepNoise:
     return RepNoise(
-        RepNoiseConfig(
-            alpha=trace.settings["alpha"],
-            beta=trace.settings["beta"],
-            paired=paired,
-            mask="reference",
-        ),
-        gaussian=RecordedNoise(),
+        RepNoiseConfig.model_validate({**trace.settings, **config}), gaussian=RecordedNoise()
     )
+
+
+def follow_pairs(rule: RepNoise, trace: Trace) -> Followed:
+    refusals, harmful = batches("paired_refusal"), batches("paired_harmful")
+    return follow(rule, trace, refusals, harmful=harmful, refusals=refusals)
+
+
+def follow_without_pairs(rule: RepNoise, trace: Trace) -> Followed:
+    refusals, harmful = ([rows[:5] for rows in batches(n)] for n in ("alignment", "harmful"))
+    return follow(rule, trace, refusals, harmful=harmful)
 
 
 class TestRepNoise:
     @PRECISIONS
-    def test_follows_with_pairs(self, dtype: torch.dtype, bound: float) -> None:
-        trace = traces.load("repnoise", dtype)
-        refusals = batches("paired_refusal")
-        followed = follow(
-            repnoise(trace, paired=True),
-            trace,
-            refusals,
-            harmful=batches("paired_harmful"),
-            refusals=refusals,
-        )
+    @pytest.mark.parametrize("paired", [True, False])
+    def test_follows(self, paired: bool, dtype: torch.dtype, bound: float) -> None:
+        trace = traces.load("repnoise" if paired else "repnoise_port", dtype)
+        rule = repnoise(trace, paired=paired, mask="reference")
+        followed = (follow_pairs if paired else follow_without_pairs)(rule, trace)
         assert followed.furthest <= bound
         if dtype == torch.float64:
-            names = {"loss": "harmless", "noise_distance": "noise", "harmful_loss": "harmful_loss"}
-            assert_reported(followed, trace, **names)
+            assert_reported(followed, trace, loss="harmless", noise_distance="noise")
+            assert_reported(followed, trace, harmful_loss="harmful_loss")
 
-    @PRECISIONS
-    def test_follows_without_pairs(self, dtype: torch.dtype, bound: float) -> None:
-        trace = traces.load("repnoise_port", dtype)
-        refusals, harmful = (
-            [step[:5] for step in batches(name)] for name in ("alignment", "harmful")
-        )
-        followed = follow(repnoise(trace, paired=False), trace, refusals, harmful=harmful)
-        assert followed.furthest <= bound
-        if dtype == torch.float64:
-            names = {"loss": "harmless", "noise_distance": "noise", "harmful_loss": "harmful_loss"}
-            assert_reported(followed, trace, **names)
-
-    def test_reads_the_released_mask_as_worked_out_by_hand(self) -> None:
-        # Position 0 is unmarked: its scores become 0, so token 1 costs ln 3 whatever they were.
-        # Token 2 has id 0 and is ignored. Token 3 is read off (0, 0, ln 2): probability 2/4, ln 2.
-        scores = [[9.0, 0, 0], [5, 5, 0], [0, 0, 2**-1], [7, 7, 7]]
-        logits = torch.tensor([scores], dtype=torch.float64)
-        logits[0, 2, 2] = torch.tensor(2.0, dtype=torch.float64).log()
-        ids, mask = torch.tensor([[2, 1, 0, 2]]), torch.tensor([[False, True, True, True]])
-        found = masked_cross_entropy(logits, ids, mask, "reference")
-        assert float(found) == pytest.approx(0.8958797346140275, abs=1e-15)  # (ln 3 + ln 2) / 2
-
-    def test_measures_the_released_distance_between_rows(self) -> None:
-        # x = (0, 1), y = (1, 3). The released function gave this number; by hand: the squared distances of
-        # different points add up to 38, over 4 * 3 of them and a fourth of that is the narrowest width.
-        x, y = torch.tensor([[0.0], [1]]).double(), torch.tensor([[1.0], [3]]).double()
-        assert float(squared_mmd(x, y)) == pytest.approx(2.1027206076035005, abs=1e-14)
+    def test_the_plain_mask_is_another_one(self) -> None:
+        trace = traces.load("repnoise", torch.float64)
+        assert follow_pairs(repnoise(trace, mask="answers"), trace).furthest > 100 * IN_FLOAT32
 
 
 class TestLisa:
     @PRECISIONS
     def test_follows(self, dtype: torch.dtype, bound: float) -> None:
         trace = traces.load("lisa", dtype)
-        config = LisaConfig(
-            rho=trace.settings["rho"],
-            alignment_steps=int(trace.settings["alignment_step"]),
-            user_steps=int(trace.settings["finetune_step"]),
-        )
-        followed = follow(rule_for(config), trace, batches("harmful"), safety=batches("alignment"))
+        rule = rule_for(LisaConfig.model_validate(trace.settings))
+        followed = follow(rule, trace, batches("harmful"), safety=batches("alignment"))
         assert followed.furthest <= bound
         if dtype == torch.float64:
             assert_reported(followed, trace, loss="clean_loss")

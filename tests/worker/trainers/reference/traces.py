@@ -33,7 +33,7 @@ class Trace:
     """What a released trainer did in 50 steps, in one precision.
 
     Attributes:
-        settings: its hyper-parameters, by the names that it gives them.
+        settings: its hyper-parameters, by our names.
         losses: by name, one number a step, (50,) float64.
         norms: of all trained tensors together after each step, (50,) float64.
         projections: the trained tensors after each step on the vectors of `signs`, (50, 8) float64.
