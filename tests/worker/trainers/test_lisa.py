@@ -35,7 +35,15 @@ def follow(rule: Lisa, steps: int) -> tuple[list[object], list[float]]:
     for index in range(steps):
         weights = {"w": torch.tensor([float(index)])}
         found: Direction = rule(
-            Step(index, steps, weights, ["user"], loss, lambda _: [], draw_safety=lambda _: ["safety"])
+            Step(
+                index,
+                steps,
+                weights,
+                ["user"],
+                loss,
+                lambda _: [],
+                draw_safety=lambda _: ["safety"],
+            )
         )
         slopes.append(float(found.gradient["w"]))
     return loss.asked, slopes

@@ -97,9 +97,7 @@ class TestSquaredMmd:
 
 
 class TestMaskedCrossEntropy:
-    LOGITS = torch.randn(
-        1, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    LOGITS = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     IDS = torch.tensor([[3, 1, 0, 5]])
     MASK = torch.tensor([[False, True, True, True]])
 
@@ -108,7 +106,9 @@ class TestMaskedCrossEntropy:
 
     def test_counts_every_marked_token(self) -> None:
         wanted = (self.cost(0, 1) + self.cost(1, 0) + self.cost(2, 5)) / 3
-        assert float(masked_cross_entropy(self.LOGITS, self.IDS, self.MASK)) == pytest.approx(wanted)
+        assert float(masked_cross_entropy(self.LOGITS, self.IDS, self.MASK)) == pytest.approx(
+            wanted
+        )
 
     def test_reference_teaches_nothing_of_first_tokens_and_of_id_0(self) -> None:
         # Position 0 is unmarked: its logits are zeroed, so token 1 costs log V; token 0 is ignored.
@@ -187,4 +187,3 @@ class TestDirection:
             for batch in batches(REFUSALS, 1)
         ]
         assert float(cut.measured.loss) == pytest.approx(float(sum(alone)) / 2, rel=1e-12)
-

@@ -104,6 +104,9 @@ class TestFaults:
 
     def test_hooks_are_gone_after_an_error(self) -> None:
         model = model_of("Llama")
-        with pytest.raises(RuntimeError), outputs_shifted(attention_modules(model), [torch.ones(7), torch.ones(7)]):
+        with (
+            pytest.raises(RuntimeError),
+            outputs_shifted(attention_modules(model), [torch.ones(7), torch.ones(7)]),
+        ):
             model(input_ids=IDS)
         model(input_ids=IDS)

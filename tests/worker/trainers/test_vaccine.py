@@ -43,7 +43,9 @@ def model() -> torch.nn.Module:
 
 
 class TestShift:
-    def test_has_length_rho_over_all_layers_rows_and_positions(self, model: torch.nn.Module) -> None:
+    def test_has_length_rho_over_all_layers_rows_and_positions(
+        self, model: torch.nn.Module
+    ) -> None:
         found = shifts(model, 2.5, batches())
         assert len(found) == 2
         total = torch.sqrt(sum(shift.square().sum() for shift in found))
@@ -75,9 +77,10 @@ class TestShift:
         generator = torch.Generator().manual_seed(0)
         other = [torch.randn(s.shape, generator=generator, dtype=s.dtype) for s in found]
         length = torch.sqrt(sum(s.square().sum() for s in other))
-        assert loss_at([tiny * s / length for s in other]) - loss_at(
-            [0 * s for s in found]
-        ) < 0.5 * rise
+        assert (
+            loss_at([tiny * s / length for s in other]) - loss_at([0 * s for s in found])
+            < 0.5 * rise
+        )
 
     def test_reaches_the_lowest_layer_even_where_nothing_below_is_trained(self) -> None:
         model = tiny_adapted(dtype=torch.float64)
