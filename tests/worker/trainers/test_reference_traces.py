@@ -47,7 +47,7 @@ CONFIGS = {
     "vaccine": VaccineConfig,
     "booster_vaccine": BoosterVaccineConfig,
 }
-NORMED = pytest.mark.parametrize("name", ["booster", "vaccine", "booster_vaccine"])
+NORMED = pytest.mark.parametrize("name", list(CONFIGS))
 PRECISIONS = pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, IN_FLOAT32), (torch.float64, IN_FLOAT64)]
 )
