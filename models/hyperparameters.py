@@ -20,6 +20,9 @@ MAX_LEARNING_RATE_MULTIPLIER = 10.0
 MAX_STEPS = 10_000_000
 
 
+Parameters = Literal["adapter", "full"]
+
+
 class TooManySteps(DomainError):
     """The file, the batch size and the epochs together ask for too many optimiser steps."""
 
@@ -75,6 +78,8 @@ FINETUNE_LEARNING_RATE = 1e-4
 FINETUNE_BATCH_SIZE = 10
 FINETUNE_EPOCHS = 1
 ALIGN_LEARNING_RATE = 1e-3
+# A step in full parameters moves far more numbers than an adapter's.
+ALIGN_FULL_LEARNING_RATE = 3e-4
 ALIGN_STEPS = 1_500
 
 
@@ -93,8 +98,16 @@ class AlignHyperparameters(Frozen):
 
     steps: int = Field(ALIGN_STEPS, ge=1, le=1_000_000, description="Optimiser steps.")
     batch_size: int = Field(10, ge=1, le=256, description="Alignment rows a step sees.")
-    learning_rate: float = Field(
-        ALIGN_LEARNING_RATE, gt=0, le=1, description="AdamW's peak learning rate (paper: 5e-4)."
+    parameters: Parameters = Field(
+        "adapter",
+        description="What is trained: a LoRA adapter, or all linear weights but the output layer's, which "
+        "needs the memory of full fine-tuning and stores a whole model.",
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="AdamW's peak learning rate (paper: 5e-4); none: 1e-3 for adapters, 3e-4 for full weights.",
     )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = Field(
@@ -110,6 +123,7 @@ class Recipe(Frozen):
 
     method: Annotated[Method, Field(discriminator="name")] = Field(default_factory=SftConfig)
     train: TrainConfig
+    parameters: Parameters = "adapter"
     #: Used where the job starts a fresh adapter; a continued adapter brings its own.
     lora: LoraConfig = Field(default_factory=LoraConfig)
     n_epochs: int | None = None
@@ -151,10 +165,12 @@ def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) ->
 
 def resolve_align(method: AlignmentMethod, asked: AlignHyperparameters, *, seed: int) -> Recipe:
     """Make the recipe of an alignment job."""
+    usual = ALIGN_LEARNING_RATE if asked.parameters == "adapter" else ALIGN_FULL_LEARNING_RATE
     return Recipe(
         method=method,
+        parameters=asked.parameters,
         train=TrainConfig(
-            learning_rate=asked.learning_rate,
+            learning_rate=asked.learning_rate or usual,
             weight_decay=asked.weight_decay,
             schedule=asked.schedule,
             batch_size=asked.batch_size,

@@ -68,6 +68,8 @@ class OuterLoss(StrEnum):
 
     LOSS_DROP = "loss-drop"
     """The paper's: the step should not have lowered the harmful loss."""
+    ASCENT = "ascent"
+    """The harmful loss should be high, and the less so the higher it is: -log h(w')."""
     REFUSAL = "refusal"
     """The alignment rows should still be answered as before."""
     COLLAPSE = "collapse"
@@ -120,7 +122,10 @@ class BoosterConfig(Frozen):
         description="Lazy: take the penalty in every so-many-th step, with so many times its weight.",
     )
     inner_steps: int = Field(
-        1, ge=1, le=64, description="Steps of the simulated attacker; together they are alpha long."
+        1,
+        ge=0,
+        le=64,
+        description="Steps of the simulated attacker; together they are alpha long. 0: no attack, w' = w.",
     )
     inner_rule: Literal["gradient", "sign"] = Field(
         "gradient",
@@ -143,6 +148,11 @@ class BoosterConfig(Frozen):
     outer_loss: OuterLoss = Field(OuterLoss.LOSS_DROP, description="What is asked for at w'.")
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    @property
+    def needs_adapter(self) -> bool:
+        """Whether the simulated attacker moves an adapter of its own."""
+        return self.attacker == Attacker.FRESH_ADAPTER and not self.is_off
 
     @property
     def is_off(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from time import sleep
-from typing import cast
 
 import structlog
 from sqlalchemy import select
@@ -28,7 +27,7 @@ from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
 from worker.task_accuracy import measure_accuracy
 from worker.trainers.objective import mean_token_loss
-from worker.work import Work, Workshop, with_adapter
+from worker.work import Work, Workshop, with_version
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +39,6 @@ def measure(
     job: LeasedJob,
     work: Work,
     version: ModelVersion,
-    base: LoadedBase,
     validation: list[Conversation],
     shop: Workshop,
 ) -> EvaluationReport:
@@ -52,6 +50,7 @@ def measure(
     """
     if work.kind == JobKind.ALIGN and not _is_measured(work, shop):
         job.enter(Stage.EVALUATE, "Measuring the base before alignment.")
+        base = shop.base(work.root)
         before = _report(job, work, base, base.model, [])
         with job.write() as (session, _):
             session.add(
@@ -62,9 +61,9 @@ def measure(
                 )
             )
     job.enter(Stage.EVALUATE, "Measuring the new model.")
-    with with_adapter(base, version, shop, trainable=False) as model:
-        # A PEFT model answers to all that is asked of a transformers model here.
-        return _report(job, work, base, cast(PreTrainedModel, model), validation)
+    root = work.root if version.is_adapter else version
+    with with_version(version, root, shop) as (base, model):
+        return _report(job, work, base, model, validation)
 
 
 def _is_measured(work: Work, shop: Workshop) -> bool:

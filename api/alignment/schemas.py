@@ -9,6 +9,7 @@ from api.registry.names import ModelName
 from api.schemas import Identifier, Schema
 from models.hyperparameters import AlignHyperparameters
 from models.methods import AlignmentMethod
+from models.presets import PresetName
 
 
 class CreateAlignment(Schema):
@@ -17,6 +18,11 @@ class CreateAlignment(Schema):
     model: Identifier = Field(description="A registered base model.")
     method: AlignmentMethod = Field(description='For example {"name": "booster", "lambda": 20}.')
     hyperparameters: AlignHyperparameters = Field(default_factory=AlignHyperparameters)
+    preset: PresetName | None = Field(
+        None,
+        description="Where what `method` and `hyperparameters` leave open comes from: `reference`, as Booster's "
+        "authors ran it, or `modern`, for today's chat models.",
+    )
     name: ModelName | None = Field(
         None, description="Public name of the new version; by default the base's and the method's."
     )

@@ -15,6 +15,7 @@ from models.errors import DomainError
 from models.hyperparameters import resolve_align
 from models.job import Job, JobKind
 from models.model_version import VersionKind, get_version
+from models.presets import fill_in
 
 
 class ModelNotABase(DomainError):
@@ -45,15 +46,16 @@ def create_alignment(
     name = asked.name or f"{base.id}-{asked.method.name}"
     claim_name(session, name)
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+    method, hyperparameters = asked.method, asked.hyperparameters
+    if asked.preset is not None:
+        method, hyperparameters = fill_in(asked.preset, method, hyperparameters)
     job = Job(
         project_id=project.id,
         kind=JobKind.ALIGN,
         model_id=base.id,
         result_model_id=name,
         seed=seed,
-        recipe=resolve_align(asked.method, asked.hyperparameters, seed=seed).model_dump(
-            mode="json"
-        ),
+        recipe=resolve_align(method, hyperparameters, seed=seed).model_dump(mode="json"),
         tags=asked.metadata or {},
         replay_key=replay.key,
         request_sha256=request_sha256,

@@ -16,10 +16,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from models.hyperparameters import ALIGN_LEARNING_RATE, ALIGN_STEPS, LoraConfig, TrainConfig
+from models.hyperparameters import (
+    ALIGN_FULL_LEARNING_RATE,
+    ALIGN_LEARNING_RATE,
+    ALIGN_STEPS,
+    LoraConfig,
+    TrainConfig,
+)
 from models.methods import (
     AlignmentMethod,
-    Attacker,
     BoosterConfig,
     BoosterVaccineConfig,
     RepNoiseConfig,
@@ -32,8 +37,6 @@ from worker.weights import train_linear_weights, trained_weights
 
 WEIGHTS_FILE = "weights.safetensors"
 FACTS_FILE = "facts.json"
-# A full-parameter step moves far more numbers than an adapter's.
-FULL_LEARNING_RATE = 3e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Arm:
         method: the rule and its hyper-parameters.
         space: what is trained: a LoRA adapter, or all linear weights but the output layer's.
         steps: optimiser steps.
-        learning_rate: of AdamW; none: the service's for adapters, `FULL_LEARNING_RATE` for full weights.
+        learning_rate: of AdamW; none: the service's for adapters, its own for full weights.
         schedule: of the rate.
     """
 
@@ -59,7 +62,7 @@ class Arm:
 
     def train_config(self, seed: int) -> TrainConfig:
         """Give the loop's configuration."""
-        default = ALIGN_LEARNING_RATE if self.space == "adapter" else FULL_LEARNING_RATE
+        default = ALIGN_LEARNING_RATE if self.space == "adapter" else ALIGN_FULL_LEARNING_RATE
         return TrainConfig(
             learning_rate=self.learning_rate or default,
             schedule=self.schedule,
@@ -142,7 +145,7 @@ def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]
         train_linear_weights(base)
     else:
         model = lora.attach(base, LoraConfig(), seed)
-    if isinstance(method, BoosterConfig) and method.attacker == Attacker.FRESH_ADAPTER:
+    if isinstance(method, BoosterConfig) and method.needs_adapter:
         model = lora.attach_attacker(
             cast(PreTrainedModel | PeftModel, model), LoraConfig(r=method.attacker_rank)
         )

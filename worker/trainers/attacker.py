@@ -38,7 +38,9 @@ class Attack:
 
 
 def simulate(step: Step, config: BoosterConfig, harmful: Sequence[Batch]) -> Attack:
-    """Let the attacker of `config` take its steps on the harmful rows. Costs k passes.
+    """Let the attacker of `config` take its k steps on the harmful rows.
+
+    Costs k passes, and one where k is 0, when w' is w.
 
     Raises:
         ValueError: the attacker's adapter is asked for and the model has none.
@@ -46,14 +48,16 @@ def simulate(step: Step, config: BoosterConfig, harmful: Sequence[Batch]) -> Att
     own = config.attacker == Attacker.OWN
     fresh = {} if own else _fresh_adapter(step, config)
     moved = list(step.weights) if own else [name for name in fresh if _is_moved(name)]
-    length = _length(step, config) / config.inner_steps
+    length = _length(step, config) / max(1, config.inner_steps)
     point: dict[str, torch.Tensor] = {**step.weights, **fresh}
     seen: list[tuple[Measured, torch.Tensor]] = []
-    for _ in range(config.inner_steps):
+    for _ in range(max(1, config.inner_steps)):
         found = step.measure(point, harmful, noise="harmful")
         slope = {name: found.gradient[name] for name in moved}
         norm = global_norm(slope)
         seen.append((found, norm))
+        if config.inner_steps == 0:
+            break
         if config.inner_rule == "sign":
             slope = {name: part.sign() for name, part in slope.items()}
             norm = global_norm(slope)

@@ -1,6 +1,7 @@
 """What Booster asks for at w', the weights after the simulated attack.
 
     loss-drop    h(w) - h(w')             gradient  grad h(w) - grad h(w')     the paper's
+    ascent       -log h(w')               gradient  -grad h(w') / h(w')        still unlearnt after the attack
     refusal      f(w')                    gradient  grad f(w')                 still refuses after the attack
     collapse     CE(w'; one token)        gradient  grad CE(w')                good for nothing after it (CTRAP)
 
@@ -37,6 +38,12 @@ def penalty(step: Step, config: BoosterConfig, attack: Attack, harmful: Sequence
             gradient = {
                 name: slope - there.gradient[name] for name, slope in attack.here.gradient.items()
             }
+            return Penalty(gradient, {"harmful_loss_drop": attack.here.loss - there.loss})
+        case OuterLoss.ASCENT:
+            # The logarithm bounds the push: where h is high already there is little left to gain.
+            is_here = config.inner_steps == 0
+            there = attack.here if is_here else step.measure(attack.after, harmful, noise="harmful")
+            gradient = {name: -there.gradient[name] / there.loss for name in step.weights}
             return Penalty(gradient, {"harmful_loss_drop": attack.here.loss - there.loss})
         case OuterLoss.REFUSAL:
             there = step.measure(attack.after, step.rows, noise="rows")

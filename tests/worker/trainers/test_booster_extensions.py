@@ -222,6 +222,13 @@ class TestOuterLoss:
         assert found.gradient["w"].tolist() == pytest.approx([3 + 5 * 2.4, 0])
         assert [noise for noise, _ in loss.points] == ["rows", "harmful", "rows"]
 
+    def test_ascent_asks_for_a_high_harmful_loss_after_the_step(self) -> None:
+        found = direction(**{"lambda": 5, "alpha": 0.5, "outer_loss": OuterLoss.ASCENT})
+        # w' = (1.2, 3.6), h(w') = 7.92, grad h(w') = (2.4, 3.6); grad f = (1, -1).
+        assert found.gradient["w"].tolist() == pytest.approx(
+            [1 - 5 * 2.4 / 7.92, -1 - 5 * 3.6 / 7.92]
+        )
+
     def test_collapse_asks_for_one_token_everywhere(self) -> None:
         model = tiny_adapted(dtype=torch.float64)
         asked: list[Batch] = []
