@@ -254,10 +254,23 @@ def check_prompts(
         raise InvalidRows(faults[:MAX_FAULTS], faulty_rows=len(faults), param=param)
 
 
-def collate(examples: Sequence[Example], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Pad rows on the right to the longest, (B, T), and count the tokens that the loss will see."""
+def collate(
+    examples: Sequence[Example],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    *,
+    at_least: int = 0,
+) -> Batch:
+    """Pad rows on the right to the longest, (B, T), and count the tokens that the loss will see.
+
+    Args:
+        examples: the rows, at least one.
+        pad_id: fills the ends of short rows.
+        device: where the batch goes.
+        at_least: T at least.
+    """
     longest = max(len(example.input_ids) for example in examples)
-    shape = (len(examples), longest)
+    shape = (len(examples), max(longest, at_least))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)

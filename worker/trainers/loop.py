@@ -126,17 +126,18 @@ def train(
         raise ValueError(f"{len(refusals)} refusals for {len(harmful)} harmful rows")
     device = next(iter(weights.values())).device
 
-    def source(stream: str, rows: Sequence[Example]) -> RowSource:
-        return RowSource(stream, rows, config.seed, config.micro_batch_size, pad_id, device)
+    def source(stream: str, rows: Sequence[Example], beside: Sequence[Example] = ()) -> RowSource:
+        size = config.micro_batch_size
+        return RowSource(stream, rows, config.seed, size, pad_id, device, beside)
 
     given = _Given(
         weights=weights,
         attacker={n: p for n, p in model.named_parameters() if f".{ATTACKER}." in n},
         measure=TokenLoss(model, seed=config.seed),
         training=source("training", examples),
-        harmful=source("harmful", harmful),
+        harmful=source("harmful", harmful, refusals),
         # The harmful rows' own stream, so that each meets the refusal of its prompt.
-        refusals=source("harmful", refusals),
+        refusals=source("harmful", refusals, harmful),
         safety=source("safety", safety),
     )
     optimizer = torch.optim.AdamW(

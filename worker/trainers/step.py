@@ -95,7 +95,8 @@ class Step:
         draw_harmful: gives this step's harmful rows as micro-batches, the same ones however often it is
             asked; its argument is how many rows, none meaning as many as a step has training rows.
             A rule that does not ask costs nothing and moves no random stream.
-        draw_refusals: the refusals that belong to the prompts of `draw_harmful`'s rows, in their order.
+        draw_refusals: the refusals that belong to the prompts of `draw_harmful`'s rows, in their order; where
+            there are any, both sides' micro-batches are padded to one length, (B, T).
         draw_safety: this step's rows of the provider's own, for rules that protect a customer's job.
         attacker: the tensors of the simulated attacker's own adapter, by name; none without one.
         seed: the run's, for private random streams.
