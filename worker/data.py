@@ -40,20 +40,32 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right to one length: three (B, T) integer tensors.
+    """Rows as integer tensors, padded on the right to one length, (B, T), or packed end to end, (1, T).
 
     Right padding, so that positions need no correction: a causal model's real tokens never see the pads.
+    In a packed batch `position_ids` begin anew with each row, by which the model tells the rows apart.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
     trained_tokens: int
+    position_ids: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
         """How many rows the batch has."""
+        if self.position_ids is not None:
+            return int((self.position_ids == 0).sum())
         return self.input_ids.shape[0]
+
+    @property
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        """What a model is given of it."""
+        if self.position_ids is not None:
+            # A mask beside them would make the model see one row.
+            return {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
 
 class _Unfit(Exception):
@@ -282,3 +294,20 @@ def collate(
     # The first token is read, never predicted.
     trained_tokens = int((labels[:, 1:] != IGNORED).sum())
     return Batch(input_ids.to(device), attention_mask.to(device), labels.to(device), trained_tokens)
+
+
+def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
+    """Lay rows end to end, (1, T) with T the sum of their lengths: no pads, and no row sees another.
+
+    A row's first token is read, never predicted: the end of the row before would be asked for it.
+    """
+    labels = [label for e in examples for label in (IGNORED, *e.labels[1:])]
+    input_ids = torch.tensor([[token for e in examples for token in e.input_ids]], device=device)
+    positions = [place for e in examples for place in range(len(e.input_ids))]
+    return Batch(
+        input_ids,
+        torch.ones_like(input_ids),
+        torch.tensor([labels], device=device),
+        sum(label != IGNORED for label in labels),
+        torch.tensor([positions], device=device),
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.data import Batch, Example, collate
+from worker.data import Batch, Example, collate, pack
 from worker.row_order import rows_of_step
 from worker.trainers import ranks
 
@@ -26,6 +26,7 @@ class RowSource:
         device: where the batches go.
         beside: rows of another source, one for each of these, that are drawn together with them: both
             sides' batches are as wide as the longer of the two needs. None: there is no such source.
+        is_packed: rows are laid end to end rather than padded.
     """
 
     name: str
@@ -35,6 +36,7 @@ class RowSource:
     pad_id: int
     device: torch.device
     beside: Sequence[Example] = ()
+    is_packed: bool = False
 
     def draw(self, step: int, rows: int) -> list[Batch]:
         """Give this rank's part of a step's rows as micro-batches; a pure function of the step.
@@ -54,6 +56,8 @@ class RowSource:
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
         examples = [self.examples[number] for number in numbers]
+        if self.is_packed:
+            return pack(examples, self.device)
         lengths = [len(self.beside[number].input_ids) for number in numbers if self.beside]
         return collate(examples, self.pad_id, self.device, at_least=max(lengths, default=0))
 

@@ -128,7 +128,7 @@ def train(
 
     def source(stream: str, rows: Sequence[Example], beside: Sequence[Example] = ()) -> RowSource:
         size = config.micro_batch_size
-        return RowSource(stream, rows, config.seed, size, pad_id, device, beside)
+        return RowSource(stream, rows, config.seed, size, pad_id, device, beside, config.packing)
 
     given = _Given(
         weights=weights,

@@ -174,9 +174,7 @@ def _loss_and_gradient(
 
 def token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the cross-entropies of a batch's trained tokens, and count those that the model puts first."""
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits  # (B, T, V)
+    logits = model(**batch.model_inputs, use_cache=False).logits  # (B, T, V)
     targets = batch.labels[:, 1:]  # (B, T - 1): position t predicts token t + 1
     counted = targets != IGNORED
     # Only the trained positions go on, (N, V), to keep the widest tensors of the pass small.

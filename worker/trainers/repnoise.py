@@ -54,6 +54,8 @@ class RepNoise:
     def __call__(self, step: Step) -> Direction:
         """Give grad L(w)."""
         harmful = step.draw_harmful(self.config.harmful_batch_size)
+        if harmful[0].position_ids is not None:
+            raise ValueError("RepNoise compares rows with one another: they cannot be packed")
         harmless = (
             step.draw_refusals(self.config.harmful_batch_size) if self.config.paired else step.rows
         )
