@@ -15,7 +15,9 @@ from models.presets import PresetName
 class CreateAlignment(Schema):
     """Which base to harden, and how."""
 
-    model: Identifier = Field(description="A registered base model.")
+    model: Identifier = Field(
+        description="A registered base, or an aligned model to be aligned further."
+    )
     method: AlignmentMethod = Field(description='For example {"name": "booster", "lambda": 20}.')
     hyperparameters: AlignHyperparameters = Field(default_factory=AlignHyperparameters)
     preset: PresetName | None = Field(

@@ -159,6 +159,34 @@ class TestAlign:
         assert steps[0]["canary_loss"] is not None
 
 
+class TestAlignFurther:
+    @pytest.mark.parametrize("parameters", ["adapter", "full"])
+    def test_goes_on_from_what_an_earlier_alignment_left(
+        self, provider: Provider, parameters: str
+    ) -> None:
+        provider.run(provider.align("first", parameters=parameters))
+        first = provider.version("first")
+        with provider.shop.sessions.begin() as session:
+            job = add_job(
+                session,
+                provider.project,
+                first,
+                result="second",
+                method=BoosterConfig(),
+                parameters=parameters,  # type: ignore[arg-type]
+            )
+        done = provider.run(job.id)
+        assert (done.status, done.error_message) == (JobStatus.SUCCEEDED, None)
+        second = provider.version("second")
+        assert (second.kind, second.parent_id) == ("aligned", "first")
+        assert second.root_id == (BASE_ID if parameters == "adapter" else "second")
+        losses = [
+            next(e.data["train_loss"] for e in provider.events(id_) if e.type == "metrics" and e.data)
+            for id_ in (first.job_id, second.job_id)
+        ]
+        assert losses[1] < losses[0]
+
+
 class TestFullParameters:
     METHOD = BoosterConfig(alpha=0.01, attacker=Attacker.FRESH_ADAPTER)
 
