@@ -176,7 +176,7 @@ class TiterConfig(BoosterConfig):
 
     name: Literal["titer"] = "titer"  # type: ignore[assignment]
     ratio: float | None = Field(
-        1.0, ge=0, le=100, description="Norm of the penalty's gradient, as a multiple of grad f's."
+        0.3, ge=0, le=100, description="Norm of the penalty's gradient, as a multiple of grad f's."
     )
     alpha: float = Field(0.02, gt=0, le=100, description="Length of the simulated harmful step.")
     start: float = Field(

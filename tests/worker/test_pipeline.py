@@ -181,7 +181,9 @@ class TestAlignFurther:
         assert (second.kind, second.parent_id) == ("aligned", "first")
         assert second.root_id == (BASE_ID if parameters == "adapter" else "second")
         losses = [
-            next(e.data["train_loss"] for e in provider.events(id_) if e.type == "metrics" and e.data)
+            next(
+                e.data["train_loss"] for e in provider.events(id_) if e.type == "metrics" and e.data
+            )
             for id_ in (first.job_id, second.job_id)
         ]
         assert losses[1] < losses[0]

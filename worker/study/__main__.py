@@ -54,8 +54,12 @@ def main() -> None:
         results = Results(arguments.out / f"{name}.jsonl")
         if not arguments.report_only:
             run(tasks, results, arguments.cache, processes=arguments.processes, on_cell=tell_cell)
-        wanted = {task.key for task in tasks}
-        cells = [cell for key, cell in results.cells.items() if key in wanted]
+        # Names belong to the study: a cell that an earlier version ran under another name is the same cell.
+        cells = [
+            results.cells[task.key] | {"arm": task.arm.name, "customer": task.customer_name}
+            for task in tasks
+            if task.key in results.cells
+        ]
         tell(
             {"study": name, "written": [str(p) for p in report.write(study, cells, arguments.out)]}
         )

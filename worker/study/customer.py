@@ -47,9 +47,9 @@ class Customer:
         marks: steps at which everything is measured; 0 is before the first.
     """
 
-    rows: int = 800
+    rows: int = 600
     harmful_ratio: float = 0.1
-    steps: int = 80
+    steps: int = 60
     learning_rate: float | None = None
     batch_size: int = 10
     trains: Literal["continued", "fresh", "full"] = "continued"
@@ -57,7 +57,7 @@ class Customer:
     method: FinetuneMethod = field(default_factory=SftConfig)
     safety_share: float = 0.0
     screened: float = 0.0
-    marks: tuple[int, ...] = (0, 20, 40, 60, 80)
+    marks: tuple[int, ...] = (0, 20, 40, 60)
 
     @property
     def rate(self) -> float:

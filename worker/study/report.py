@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -39,19 +38,26 @@ def write(study: Study, cells: Sequence[Cell], folder: Path) -> list[Path]:
 
 
 def table(study: Study, cells: Sequence[Cell]) -> str:
-    """Give the study's table: HS, with FA at the same step, and what each arm costs."""
+    """Give the study's tables, one for each step: HS, with FA at the same step, and what each arm costs."""
     lines = [
         f"# {study.title}",
         "",
-        f"At customer step {study.step}: HS / HS+ / FA, each in percent with its 95% interval over seeds and "
-        f"prompts. Cost in forward and backward passes of the alignment, as a multiple of "
-        f"{study.arms[0].name}'s. Prompts: {study.split}; seeds (each a world of its own): "
-        f"{', '.join(map(str, study.seeds))}.",
-        "",
+        f"HS / HS+ / FA in percent, each with its 95% interval over seeds and prompts. Prompts: {study.split}; "
+        f"seeds, each a world of its own: {', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
+        f"of the alignment, as a multiple of {study.arms[0].name}'s.",
     ]
-    costs = {arm.name: arm.passes * arm.steps for arm in study.arms}
-    header = ["arm", "passes", "over-refusal, help before", *study.customers]
-    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for step in study.steps:
+        if any(step in customer.marks for customer in study.customers.values()):
+            lines += ["", f"## At customer step {step}", "", *_rows(study, cells, step)]
+    lines += ["", "Alignment seconds: " + "; ".join(_seconds(study, cells)) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(study: Study, cells: Sequence[Cell], step: int) -> list[str]:
+    customers = {n: c for n, c in study.customers.items() if step in c.marks}
+    header = ["arm", "passes", "over-refusal, help before", *customers]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    first = study.arms[0].passes * study.arms[0].steps
     for arm in study.arms:
         own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
         if not own:
@@ -59,23 +65,15 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
         refused, helped = at(own, OVER_REFUSAL, 0), at(own, HELP, 0)
         row = [
             arm.name,
-            f"{costs[arm.name] / costs[study.arms[0].name]:.2g} ×",
-            "–"
-            if refused is None or helped is None
-            else f"{refused.percent:.0f}, {helped.percent:.0f}",
+            f"{arm.passes * arm.steps / first:.3g} ×",
+            f"{refused.percent:.0f}, {helped.percent:.0f}" if refused and helped else "–",
         ]
-        for name, customer in study.customers.items():
+        for name in customers:
             met = chosen(own, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
-            step = study.step if study.step in customer.marks else max(customer.marks)
             found = [at(met, measure, step) for measure in (HS, HS_PLUS, FA)]
-            if any(share is None for share in found):
-                row.append("–")
-            else:
-                hs, plus, fa = (cast(object, share) for share in found)
-                row.append(f"{hs} / {plus} / {fa}")
+            row.append(" / ".join("–" if share is None else str(share) for share in found))
         lines.append("| " + " | ".join(row) + " |")
-    lines += ["", "Alignment seconds: " + "; ".join(_seconds(study, cells)) + "."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:

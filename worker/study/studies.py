@@ -33,7 +33,12 @@ MODES = {"continued": CONTINUED, "fresh": FRESH}
 
 SFT = Arm("SFT", SftConfig())
 COMPUTE_MATCHED = replace(SFT, name="SFT, 3 × steps", steps=3 * SFT.steps)
-BOOSTER = Arm("Booster", BoosterConfig(lambda_=20, alpha=0.005))
+FULL = replace(SFT, name="SFT (full)", space="full")
+# The best of the four settings that were tried for each method; what they were is in the study `tune`.
+VACCINE = Arm("Vaccine", VaccineConfig(rho=0.5))
+BOOSTER = Arm("Booster", BoosterConfig(lambda_=20, alpha=0.005, start=0.7))
+ALL_STEPS = Arm("Booster, all steps", BoosterConfig(lambda_=20, alpha=0.005))
+COMBINED = Arm("Booster+Vaccine", BoosterVaccineConfig(lambda_=5, alpha=0.005, rho=2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Study:
         title: of its table.
         arms: the ways to align.
         customers: by name; every arm meets each.
-        step: the customer step that the table shows; the figure shows all.
+        steps: the customer steps that tables show, the first of them the main one; the figure shows all.
         seeds: worlds.
         split: whose prompts.
     """
@@ -54,7 +59,7 @@ class Study:
     title: str
     arms: tuple[Arm, ...]
     customers: dict[str, Customer]
-    step: int = 80
+    steps: tuple[int, ...] = (60, 80, 160)
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
     split: Split = Split.TEST
 
@@ -86,7 +91,12 @@ _TUNED: tuple[Arm, ...] = (
     COMPUTE_MATCHED,
     *(Arm(f"Vaccine, ρ {rho}", VaccineConfig(rho=rho)) for rho in (0.5, 1, 2, 5)),
     *(
-        Arm(f"RepNoise, α {alpha}, β {beta}", RepNoiseConfig(alpha=alpha, beta=beta))
+        # Unpaired, so that it sees the same alignment rows as every other method: with refusals alone on the
+        # harmless side it learns to refuse everything (over-refusal 100 in this world).
+        Arm(
+            f"RepNoise, α {alpha}, β {beta}",
+            RepNoiseConfig(alpha=alpha, beta=beta, paired=False),
+        )
         for alpha, beta in ((0.02, 0.001), (0.1, 0.001), (1.0, 0.001), (0.1, 0.1))
     ),
     *(
@@ -102,9 +112,9 @@ _TUNED: tuple[Arm, ...] = (
         for lambda_, rho in ((5, 0.5), (20, 0.5), (5, 2), (20, 2))
     ),
     TITER,
-    Arm("Titer, ratio 0.3", TiterConfig(ratio=0.3), space="full"),
-    Arm("Titer, α 0.1", TiterConfig(alpha=0.1), space="full"),
-    Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
+    Arm("Titer, ratio 1", TiterConfig(ratio=1), space="full"),
+    Arm("Titer, ratio 1, α 0.1", TiterConfig(ratio=1, alpha=0.1), space="full"),
+    Arm("Titer, ratio 1, lazy 4", TiterConfig(ratio=1, every=4), space="full"),
 )
 
 STUDIES: dict[str, Study] = {
@@ -114,14 +124,14 @@ STUDIES: dict[str, Study] = {
             "tune",
             "Settings tried, four for each method",
             _TUNED,
-            MODES,
+            {name: replace(customer, rows=800) for name, customer in MODES.items()},
             seeds=(1,),
             split=Split.VALIDATION,
         ),
         Study(
             "table1",
             "HS and FA against the harmful ratio",
-            (SFT, COMPUTE_MATCHED, BOOSTER, TITER),
+            (SFT, COMPUTE_MATCHED, FULL, VACCINE, BOOSTER, TITER),
             _with_ratios(MODES, (0.0, 0.05, 0.1, 0.2)),
         ),
         Study(
@@ -139,7 +149,7 @@ STUDIES: dict[str, Study] = {
                 for name, customer in MODES.items()
                 for ratio in (0.0, 1.0)
             },
-            step=32,
+            steps=(32, 160),
             seeds=(10, 11, 12),
         ),
         Study(
@@ -180,17 +190,7 @@ STUDIES: dict[str, Study] = {
         Study(
             "combination",
             "Booster with Vaccine, and which of them does it",
-            (
-                BOOSTER,
-                Arm("Vaccine", VaccineConfig(rho=0.5)),
-                *(
-                    Arm(
-                        f"Booster+Vaccine, ρ {rho}",
-                        BoosterVaccineConfig(lambda_=20, alpha=0.005, rho=rho),
-                    )
-                    for rho in (0.5, 2)
-                ),
-            ),
+            (SFT, VACCINE, ALL_STEPS, BOOSTER, COMBINED),
             MODES,
             seeds=(10, 11, 12),
         ),
@@ -198,8 +198,8 @@ STUDIES: dict[str, Study] = {
             "extensions",
             "Booster's extensions, one at a time",
             (
+                ALL_STEPS,
                 BOOSTER,
-                _booster("late 30%", start=0.7),
                 _booster("lazy 4", every=4),
                 _booster("late 30%, lazy 4", start=0.7, every=4),
                 _booster("ratio 1, late", ratio=1, start=0.7),
@@ -238,7 +238,7 @@ STUDIES: dict[str, Study] = {
         Study(
             "attacks",
             "Harder customers",
-            (SFT, Arm("SFT (full)", SftConfig(), "full"), BOOSTER, TITER),
+            (SFT, FULL, BOOSTER, TITER),
             {
                 "fresh, p 0.5": replace(FRESH, harmful_ratio=0.5),
                 "fresh, rate 5e-4": replace(FRESH, learning_rate=5e-4),
@@ -270,7 +270,7 @@ STUDIES: dict[str, Study] = {
                     ),
                 }.items()
             },
-            step=240,
+            steps=(240, 80),
             seeds=(10, 11, 12),
         ),
     )
