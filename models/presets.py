@@ -1,7 +1,8 @@
 """Named starting points for alignment jobs: what was not chosen in a request comes from them.
 
-`reference` is what Booster's authors ran (arXiv 2409.01586, section 5.1 and their code); `modern` is for
-today's chat models: every linear layer, the penalty late and lazy, and one knob for its strength.
+`service` is the default, and what the recorded studies chose on the sandbox. `reference` is what Booster's authors
+ran (arXiv 2409.01586, section 5.1 and their code); `modern` is for today's chat models: every linear layer, the
+penalty late and lazy, and one knob for its strength.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from models.methods import (
     VaccineConfig,
 )
 
-PresetName = Literal["reference", "modern"]
+PresetName = Literal["service", "reference", "modern"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,18 @@ class Preset:
 
 
 PRESETS: dict[PresetName, Preset] = {
+    "service": Preset(
+        AlignHyperparameters(),
+        {
+            "sft": SftConfig(),
+            "vaccine": VaccineConfig(rho=0.5),
+            "repnoise": RepNoiseConfig(paired=False),
+            # Late Booster holds longer than Booster in all steps, and costs half as much (docs/results.md).
+            "booster": BoosterConfig(lambda_=20, alpha=0.005, start=0.7),
+            "booster+vaccine": BoosterVaccineConfig(lambda_=5, alpha=0.005, rho=2),
+            "titer": TiterConfig(),
+        },
+    ),
     "reference": Preset(
         AlignHyperparameters(
             steps=10_000,  # 20 epochs of 5,000 rows

@@ -20,10 +20,10 @@ class CreateAlignment(Schema):
     )
     method: AlignmentMethod = Field(description='For example {"name": "booster", "lambda": 20}.')
     hyperparameters: AlignHyperparameters = Field(default_factory=AlignHyperparameters)
-    preset: PresetName | None = Field(
-        None,
-        description="Where what `method` and `hyperparameters` leave open comes from: `reference`, as Booster's "
-        "authors ran it, or `modern`, for today's chat models.",
+    preset: PresetName = Field(
+        "service",
+        description="Where what `method` and `hyperparameters` leave open comes from: `service`, what was chosen on "
+        "the sandbox; `reference`, as Booster's authors ran it; `modern`, for today's chat models.",
     )
     name: ModelName | None = Field(
         None, description="Public name of the new version; by default the base's and the method's."

@@ -53,9 +53,7 @@ def create_alignment(
     name = asked.name or f"{base.id}-{asked.method.name}"
     claim_name(session, name)
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
-    method, hyperparameters = asked.method, asked.hyperparameters
-    if asked.preset is not None:
-        method, hyperparameters = fill_in(asked.preset, method, hyperparameters)
+    method, hyperparameters = fill_in(asked.preset, asked.method, asked.hyperparameters)
     recipe = resolve_align(method, hyperparameters, seed=seed)
     if base.is_adapter and recipe.parameters == "full":
         raise ParametersDiffer(

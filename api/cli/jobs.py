@@ -78,8 +78,8 @@ def align(
         str, typer.Option(help="sft, vaccine, repnoise, booster, booster+vaccine or titer.")
     ] = "booster",
     preset: Annotated[
-        str | None, typer.Option(help="What is left open comes from it: reference or modern.")
-    ] = None,
+        str, typer.Option(help="What is left open comes from it: service, reference or modern.")
+    ] = "service",
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Booster: weight of the penalty.")
     ] = None,
