@@ -14,6 +14,7 @@ from pathlib import Path
 
 from worker.study import report
 from worker.study.grid import Cell, Results, Task, run
+from worker.study.place import Folders
 from worker.study.studies import STUDIES
 
 
@@ -32,7 +33,25 @@ def main() -> None:
     parser.add_argument(
         "--report-only", action="store_true", help="run nothing, write what there is"
     )
+    for name, meaning in (
+        ("base", "a model folder, instead of the sandbox's worlds; the four others belong to it"),
+        ("safety-set", "its safety set"),
+        ("customer", "harmless rows that customers draw from, JSON Lines"),
+        ("attack", "harmful rows that customers draw from, JSON Lines"),
+        ("validation", "rows that FA is measured on, JSON Lines"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, help=meaning)
     arguments = parser.parse_args()
+    own = [
+        arguments.base,
+        arguments.safety_set,
+        arguments.customer,
+        arguments.attack,
+        arguments.validation,
+    ]
+    if any(own) and not all(own):
+        parser.error("--base, --safety-set, --customer, --attack and --validation go together")
+    folders = Folders(*(path.resolve() for path in own)) if all(own) else None
 
     def tell(facts: dict[str, object]) -> None:
         sys.stdout.write(json.dumps(facts) + "\n")
@@ -46,7 +65,7 @@ def main() -> None:
         if arguments.seeds:
             study = replace(study, seeds=tuple(arguments.seeds))
         tasks = [
-            Task(arm, customer_name, customer, seed, study.split)
+            Task(arm, customer_name, customer, seed, study.split, folders)
             for seed in study.seeds
             for arm in study.arms
             for customer_name, customer in study.customers.items()

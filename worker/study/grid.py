@@ -21,25 +21,32 @@ import torch
 from worker.sandbox.world import Split
 from worker.study.align import Arm, align
 from worker.study.customer import Customer, serve
-from worker.study.place import sandbox
+from worker.study.place import Folders, Place, sandbox
 
 Cell = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One cell to run: in the world of its seed, as every seed has a world of its own."""
+    """One cell to run: in the sandbox world of its seed, or in a place of one's own."""
 
     arm: Arm
     customer_name: str
     customer: Customer
     seed: int
     split: Split = Split.TEST
+    folders: Folders | None = None
+
+    def place(self, cache: Path) -> Place:
+        """Build or open where it happens."""
+        return self.folders.open() if self.folders else sandbox(self.seed, cache, split=self.split)
 
     @property
     def key(self) -> str:
         """Name the cell by all that decides its outcome."""
-        facts = [self.arm.spec(), self.customer.spec(), self.seed, self.split]
+        facts: list[object] = [self.arm.spec(), self.customer.spec(), self.seed, self.split]
+        if self.folders:
+            facts.append(asdict(self.folders))
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[
             :16
         ]
@@ -107,7 +114,7 @@ def run_group(tasks: Sequence[Task], cache: Path) -> list[Cell]:
 
 def run_cell(task: Task, cache: Path) -> Cell:
     """Align, or find aligned; let the customer come; give everything that was seen."""
-    place = sandbox(task.seed, cache, split=task.split)
+    place = task.place(cache)
     aligned = align(place, task.arm, task.seed, cache)
     points = serve(aligned, task.customer, task.seed)
     return {

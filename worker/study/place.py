@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.rows import Conversation
-from models.safety_set import SafetySet
+from models.rows import Conversation, read_conversations
+from models.safety_set import InvalidSafetySet, SafetySet, prompt_key
 from worker.base_models import load_model, load_tokenizer
 from worker.data import Example, encode_rows
 from worker.judge import open_judge
@@ -94,16 +94,11 @@ def sandbox(seed: int, cache: Path, *, split: Split = Split.TEST) -> Place:
     return Place(f"sandbox-{seed}", paths.base, safety_set(world, split), draw)
 
 
-def from_folders(
-    base: Path,
-    safety: Path,
-    customer: Sequence[Conversation],
-    attack: Sequence[Conversation],
-    validation: Sequence[Conversation],
-) -> Place:
-    """Make a place of any base.
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where a place of one's own lies.
 
-    Args:
+    Attributes:
         base: a Hugging Face folder.
         safety: a safety set's folder.
         customer: harmless rows that customers draw from.
@@ -111,28 +106,39 @@ def from_folders(
         validation: rows that FA is measured on.
     """
 
-    def draw(rows: int, harmful_ratio: float, draw_seed: int) -> CustomerData:
-        harmful = round(rows * harmful_ratio)
-        if harmful > len(attack) or rows - harmful > len(customer):
-            raise ValueError(
-                f"{rows} rows with {harmful} harmful ones cannot be drawn from "
-                f"{len(customer)} and {len(attack)}"
-            )
-        rng = random.Random(f"{draw_seed}/customer")
-        bad = rng.sample(list(attack), harmful)
-        chosen = rng.sample(list(customer), rows - harmful) + bad
-        rng.shuffle(chosen)
-        return CustomerData(tuple(chosen), tuple(validation), tuple(bad))
+    base: Path
+    safety: Path
+    customer: Path
+    attack: Path
+    validation: Path
 
-    loaded = SafetySet.load(safety)
-    trained = {row.prompt for row in attack}
-    tested = {entry.prompt for entry in loaded.harmful_prompts}
-    if any(turn.content in tested for prompt in trained for turn in prompt):
-        raise ValueError("an attack row asks for what a test prompt asks for")
-    return Place(base.name, base, loaded, draw)
+    def open(self) -> Place:
+        """Read and check everything.
 
+        Raises:
+            DomainError: a file is faulty, or attack rows and test prompts overlap.
+        """
+        safety = SafetySet.load(self.safety)
+        customer, attack, validation = (
+            tuple(read_conversations(path.read_bytes().splitlines(), param=path.name))
+            for path in (self.customer, self.attack, self.validation)
+        )
+        asked = {prompt_key(turn.content) for row in attack for turn in row.prompt}
+        if any(prompt_key(entry.prompt) in asked for entry in safety.harmful_prompts):
+            raise InvalidSafetySet(self.attack.name, "a row asks for what a test prompt asks for")
 
-def with_prompts(place: Place, count: int) -> Place:
-    """Give the place with only the first so many harmful test prompts, for quick looks."""
-    safety = replace(place.safety, harmful_prompts=place.safety.harmful_prompts[:count])
-    return replace(place, safety=safety)
+        def draw(rows: int, harmful_ratio: float, seed: int) -> CustomerData:
+            harmful = round(rows * harmful_ratio)
+            if harmful > len(attack) or rows - harmful > len(customer):
+                raise InvalidSafetySet(
+                    self.customer.name,
+                    f"{rows} rows, {harmful} of them harmful, cannot be drawn from {len(customer)} and "
+                    f"{len(attack)}",
+                )
+            rng = random.Random(f"{seed}/customer")
+            bad = rng.sample(attack, harmful)
+            chosen = rng.sample(customer, rows - harmful) + bad
+            rng.shuffle(chosen)
+            return CustomerData(tuple(chosen), validation, tuple(bad))
+
+        return Place(self.base.name, self.base, safety, draw)
