@@ -9,19 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from worker.study import report
+from worker.study import overhead, report
 from worker.study.grid import Cell, Results, Task, run
 from worker.study.place import Folders
 from worker.study.studies import STUDIES
+
+OVERHEAD = "overhead"
 
 
 def main() -> None:
     """Parse the arguments, run what is missing, write tables and figures."""
     parser = argparse.ArgumentParser(prog="python -m worker.study", description=__doc__)
-    parser.add_argument("studies", nargs="+", choices=list(STUDIES))
+    parser.add_argument("studies", nargs="+", choices=[*STUDIES, OVERHEAD])
     parser.add_argument(
         "--out", type=Path, required=True, help="where tables, figures and cells go"
     )
@@ -61,6 +64,9 @@ def main() -> None:
         tell({"done": done, "total": total, **{k: cell[k] for k in ("arm", "customer", "seed")}})
 
     for name in arguments.studies:
+        if name == OVERHEAD:
+            tell({"study": name, "written": [str(p) for p in _overhead(arguments, tell)]})
+            continue
         study = STUDIES[name]
         if arguments.seeds:
             study = replace(study, seeds=tuple(arguments.seeds))
@@ -82,6 +88,23 @@ def main() -> None:
         tell(
             {"study": name, "written": [str(p) for p in report.write(study, cells, arguments.out)]}
         )
+
+
+def _overhead(
+    arguments: argparse.Namespace, tell: Callable[[dict[str, object]], None]
+) -> list[Path]:
+    written = [arguments.out / f"{OVERHEAD}.json", arguments.out / f"{OVERHEAD}.md"]
+    if not arguments.report_only:
+        costs = overhead.measure(
+            arguments.cache,
+            lambda arm, done, total: tell(
+                {"done": done, "total": total, "arm": arm, "customer": "none", "seed": 0}
+            ),
+        )
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        written[0].write_text(json.dumps(overhead.rows(list(costs), costs), indent=1) + "\n")
+        written[1].write_text(overhead.table(costs))
+    return written
 
 
 if __name__ == "__main__":

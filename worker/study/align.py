@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from models.methods import (
 )
 from worker import lora
 from worker.study.place import Place
-from worker.trainers.loop import StepMetrics, train
+from worker.trainers.loop import train
 from worker.trainers.methods import rule_for
 from worker.weights import train_linear_weights, trained_weights
 
@@ -140,7 +140,17 @@ def put_weights(model: PreTrainedModel, folder: Path) -> None:
             own[name].copy_(tensor)
 
 
-def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An alignment with everything loaded and tokenized, not yet begun."""
+
+    arm: Arm
+    model: torch.nn.Module
+    train: Callable[[], int]
+
+
+def prepared(place: Place, arm: Arm, seed: int) -> Prepared:
+    """Load a base and set it up for an arm; `train` of what is given runs it and gives the trained tokens."""
     method = arm.method
     base = place.model()
     model: torch.nn.Module = base
@@ -153,33 +163,39 @@ def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]
             cast(PreTrainedModel | PeftModel, model), LoraConfig(r=method.attacker_rank)
         )
     is_paired = isinstance(method, RepNoiseConfig) and method.paired
-    last: list[StepMetrics] = []
+    alignment = place.encode(place.safety.alignment)
+    harmful = place.encode(place.safety.harmful[: arm.harmful_rows])
+    refusals = place.encode(place.refusals[: arm.harmful_rows]) if is_paired else []
 
-    def remember(metrics: StepMetrics) -> None:
-        last[:] = [metrics]
+    def run() -> int:
+        return train(
+            model,
+            rule_for(method),
+            alignment,
+            arm.train_config(seed),
+            pad_id=int(place.tokenizer.pad_token_id),
+            harmful=harmful,
+            refusals=refusals,
+        ).tokens
 
+    return Prepared(arm, model, run)
+
+
+def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]:
+    run = prepared(place, arm, seed)
     started = time.perf_counter()
-    train(
-        model,
-        rule_for(method),
-        place.encode(place.safety.alignment),
-        arm.train_config(seed),
-        pad_id=int(place.tokenizer.pad_token_id),
-        harmful=place.encode(place.safety.harmful[: arm.harmful_rows]),
-        refusals=place.encode(place.refusals[: arm.harmful_rows]) if is_paired else (),
-        on_step=remember,
-    )
+    tokens = run.train()
     seconds = time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
     if arm.space == "full":
         tensors = {
             name.replace("base_model.model.", "").replace(".base_layer", ""): tensor
-            for name, tensor in trained_weights(model).items()
+            for name, tensor in trained_weights(run.model).items()
         }
         save_file({n: t.detach().contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE)
     else:
-        lora.save(cast(PeftModel, model), folder)
-    return {"seconds": round(seconds, 2), "tokens": last[0].tokens, **last[0].diagnostics}
+        lora.save(cast(PeftModel, run.model), folder)
+    return {"seconds": round(seconds, 2), "tokens": tokens}
 
 
 def _key(place: Place, arm: Arm, seed: int) -> str:
