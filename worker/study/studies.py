@@ -176,6 +176,7 @@ STUDIES: dict[str, Study] = {
                 f"n {rows}": replace(CONTINUED, rows=rows, steps=rows // 10, marks=(0, rows // 10))
                 for rows in (200, 400, 800, 1600)
             },
+            steps=(80, 20, 40, 160),
             seeds=(10, 11, 12),
         ),
         Study(
