@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from worker.study.summary import (
     points,
 )
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#000000", "#bbbbbb")
+COLUMNS = 4
 CURVES: tuple[tuple[str, Measure], ...] = (("HS, %", HS), ("HS+, %", HS_PLUS), ("FA, %", FA))
 
 
@@ -42,7 +44,7 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
     lines = [
         f"# {study.title}",
         "",
-        f"HS / HS+ / FA in percent, each with its 95% interval over seeds and prompts. Prompts: {study.split}; "
+        f"HS (its 95% interval over seeds and prompts) / HS+ / FA, in percent. Prompts: {study.split}; "
         f"seeds, each a world of its own: {', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
         f"of the alignment, as a multiple of {study.arms[0].name}'s.",
     ]
@@ -70,34 +72,44 @@ def _rows(study: Study, cells: Sequence[Cell], step: int) -> list[str]:
         ]
         for name in customers:
             met = chosen(own, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
-            found = [at(met, measure, step) for measure in (HS, HS_PLUS, FA)]
-            row.append(" / ".join("–" if share is None else str(share) for share in found))
+            row.append(_cell(met, step))
         lines.append("| " + " | ".join(row) + " |")
     return lines
+
+
+def _cell(cells: Sequence[Cell], step: int) -> str:
+    hs, plus, fa = (at(cells, measure, step) for measure in (HS, HS_PLUS, FA))
+    if hs is None or plus is None or fa is None:
+        return "–"
+    return f"{hs} / {plus.percent:.0f} / {fa.percent:.0f}"
 
 
 def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
     """Draw HS, HS+ and FA against customer steps, a column for each customer: thin seeds, thick means."""
     mpl.use("Agg")
-    width = len(study.customers)
+    width = min(COLUMNS, len(study.customers))
+    blocks = math.ceil(len(study.customers) / width)
+    shape = (blocks * len(CURVES), width)
     figure, axes = plt.subplots(
-        len(CURVES), width, figsize=(3.2 * width + 1, 7), sharey=True, squeeze=False
+        *shape, figsize=(3.4 * width + 1, 6 * blocks + 0.8), sharey=True, squeeze=False
     )
-    for column, name in enumerate(study.customers):
+    for number, name in enumerate(study.customers):
+        met = chosen(cells, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
         for row, (label, measure) in enumerate(CURVES):
-            axis = axes[row][column]
-            met = chosen(cells, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
+            axis = axes[number // width * len(CURVES) + row][number % width]
             _draw_curves(axis, study, met, measure)
             axis.set_ylim(-3, 103)
             if row == 0:
                 axis.set_title(name, fontsize=9)
-            if column == 0:
+            if row == len(CURVES) - 1:
+                axis.set_xlabel("customer steps")
+            if number % width == 0:
                 axis.set_ylabel(label)
-    for axis in axes[-1]:
-        axis.set_xlabel("customer steps")
+    for axis in figure.axes:
+        axis.set_visible(axis.has_data())
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), fontsize=8)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.tight_layout(rect=(0, 0.4 / figure.get_figheight() + 0.02, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
