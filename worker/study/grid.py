@@ -36,10 +36,14 @@ class Task:
     seed: int
     split: Split = Split.TEST
     folders: Folders | None = None
+    world: int | None = None
 
     def place(self, cache: Path) -> Place:
         """Build or open where it happens."""
-        return self.folders.open() if self.folders else sandbox(self.seed, cache, split=self.split)
+        if self.folders:
+            return self.folders.open()
+        world = self.seed if self.world is None else self.world
+        return sandbox(world, cache, split=self.split)
 
     @property
     def key(self) -> str:
@@ -47,6 +51,8 @@ class Task:
         facts: list[object] = [self.arm.spec(), self.customer.spec(), self.seed, self.split]
         if self.folders:
             facts.append(asdict(self.folders))
+        if self.world is not None:
+            facts.append(self.world)
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[
             :16
         ]

@@ -45,7 +45,8 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
         f"# {study.title}",
         "",
         f"HS (its 95% interval over seeds and prompts) / HS+ / FA, in percent. Prompts: {study.split}; "
-        f"seeds, each a world of its own: {', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
+        f"{'seeds, each a world of its own' if study.world is None else 'seeds, all in one world'}: "
+        f"{', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
         f"of the alignment, as a multiple of {study.arms[0].name}'s.",
     ]
     for step in study.steps:

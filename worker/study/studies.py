@@ -22,6 +22,7 @@ from models.methods import (
     TiterConfig,
     VaccineConfig,
 )
+from worker.sandbox.build import WORLD_SEED
 from worker.sandbox.world import Split
 from worker.study.align import Arm
 from worker.study.customer import Customer
@@ -55,15 +56,17 @@ class Study:
         steps: the customer steps that tables show, the first of them the main one; the figure shows all.
         seeds: worlds.
         split: whose prompts.
+        world: one for all seeds; none: each seed has its own.
     """
 
     name: str
     title: str
     arms: tuple[Arm, ...]
     customers: dict[str, Customer]
-    steps: tuple[int, ...] = (60, 80, 160)
+    steps: tuple[int, ...] = (60, 80, 120, 160)
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
     split: Split = Split.TEST
+    world: int | None = None
 
 
 def _booster(
@@ -129,6 +132,19 @@ STUDIES: dict[str, Study] = {
             {name: replace(customer, rows=800) for name, customer in MODES.items()},
             seeds=(1,),
             split=Split.VALIDATION,
+        ),
+        Study(
+            "shipped",
+            "The main job, in the world that the demo uses, with the service's defaults",
+            (SFT, BOOSTER, TITER),
+            {
+                f"p {ratio:g}": replace(
+                    CONTINUED, harmful_ratio=ratio, steps=120, marks=(0, 20, 40, 60, 80, 120)
+                )
+                for ratio in (0.0, 0.1)
+            },
+            seeds=(20, 21, 22, 23, 24),
+            world=WORLD_SEED,
         ),
         Study(
             "table1",

@@ -139,9 +139,10 @@ class _Pair:
 def _pair(harmful: Batch, harmless: Batch, mask: str) -> _Pair:
     def differs(one: Batch, other: Batch) -> torch.Tensor:
         rows, width = one.input_ids.shape
-        # Brought to one shape: rows or positions that the other does not have are of id 0.
+        # Brought to one shape: what the other does not have is no token at all, or id 0 as the authors' code has it.
         fitted = other.input_ids[:rows, :width]
-        fitted = pad(fitted, (0, width - fitted.shape[1], 0, rows - fitted.shape[0]))
+        missing = 0 if mask == "reference" else -1
+        fitted = pad(fitted, (0, width - fitted.shape[1], 0, rows - fitted.shape[0]), value=missing)
         unequal = one.input_ids != fitted
         return unequal if mask == "reference" else unequal & (one.attention_mask == 1)
 

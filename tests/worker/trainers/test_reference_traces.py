@@ -35,6 +35,8 @@ from worker.trainers.sft import Sft
 from worker.trainers.step import Rule, Step, Weights
 from worker.trainers.vaccine import Vaccine
 
+pytestmark = pytest.mark.long
+
 IN_FLOAT32 = 1e-6
 IN_FLOAT64 = 1e-12
 BUT_FOR_THE_NORMS = 2e-8  # in float64

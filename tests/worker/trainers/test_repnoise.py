@@ -179,6 +179,14 @@ class TestDirection:
         other = direction(model, paired=True, rows=rows)
         assert float(found.measured.loss) != float(other.measured.loss)
 
+    def test_a_token_of_id_0_beyond_the_other_side_counts(self, model: torch.nn.Module) -> None:
+        rows = [Example((1, 2, 0, 0), (IGNORED, 2, 0, 0))]
+        longer = direction(model, paired=False, rows=rows, alpha=0, beta=0, size=1)
+        shorter = direction(
+            model, paired=False, rows=[Example((1, 2), (IGNORED, 2))], alpha=0, beta=0, size=1
+        )
+        assert float(longer.measured.loss) != pytest.approx(float(shorter.measured.loss))
+
     def test_pads_never_count(self, model: torch.nn.Module) -> None:
         # One by one there are no pads; the cross-entropies are weighted by rows then.
         cut = direction(model, size=1, alpha=0, beta=0)
