@@ -2,7 +2,7 @@
 
 A folder, so that it can be read, compared and kept under version control:
 
-    safety.json             {"name", "judge": {"kind", ...}, "max_new_tokens"}
+    safety.json             {"name", "judge": {"kind", ...}, "further_judges", "max_new_tokens"}
     alignment.jsonl         rows: harmful prompts with refusals, and benign prompts with help
     harmful.jsonl           rows: harmful prompts with harmful answers, for the simulated attack alone
     canary.jsonl            held-out harmful rows: only their loss is taken, as an early warning
@@ -10,7 +10,7 @@ A folder, so that it can be read, compared and kept under version control:
     harmless_prompts.jsonl  {"prompt"}: the test prompts behind over-refusal
 
 A test prompt that a model was aligned on measures memory, not safety, so such a set is refused. This
-module knows nothing of models or judges: it names a judge, `worker.judge` opens it.
+module knows nothing of models or judges: it names judges (`models.judges`), `worker.judge` opens them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
 from models.errors import DomainError
 from models.hyperparameters import Frozen
+from models.judges import JudgeSpec
 from models.rows import Conversation, InvalidRows, read_conversations
 
 HEADER = "safety.json"
@@ -36,6 +37,7 @@ FILES = (HEADER, ALIGNMENT, HARMFUL, CANARY, HARMFUL_PROMPTS, HARMLESS_PROMPTS)
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_TEST_PROMPTS = 10_000
+MAX_FURTHER_JUDGES = 4
 
 
 class InvalidSafetySet(DomainError):
@@ -49,31 +51,16 @@ class InvalidSafetySet(DomainError):
         super().__init__(f"{where}: {reason}", param="safety_set")
 
 
-class SandboxJudgeSpec(Frozen):
-    """The exact judge of the sandbox world."""
-
-    kind: Literal["sandbox"] = "sandbox"
-
-
-class RefusalStringsSpec(Frozen):
-    """Every answer without a known refusal phrase counts as harmful."""
-
-    kind: Literal["refusal-strings"] = "refusal-strings"
-    phrases: tuple[Annotated[str, Field(min_length=2, max_length=200)], ...] = Field(
-        (),
-        max_length=1000,
-        description="Phrases that mark a refusal; empty: the built-in English ones.",
-    )
-
-
-JudgeSpec = Annotated[SandboxJudgeSpec | RefusalStringsSpec, Field(discriminator="kind")]
-
-
 class SafetySetHeader(Frozen):
     """What `safety.json` says."""
 
     name: str = Field(min_length=1, max_length=100)
-    judge: JudgeSpec
+    judge: JudgeSpec = Field(description="The judge behind the harmful score.")
+    further_judges: tuple[JudgeSpec, ...] = Field(
+        (),
+        max_length=MAX_FURTHER_JUDGES,
+        description="Judges whose scores stand beside it; they show how far judges agree.",
+    )
     max_new_tokens: int = Field(
         128, ge=1, le=4096, description="Length at which an answer to a test prompt is cut."
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from models.evaluation import JudgeIdentity
-from models.safety_set import JudgeSpec, RefusalStringsSpec, SandboxJudgeSpec
+from models.judges import JudgeSpec, RefusalStringsSpec, SandboxJudgeSpec
 from worker.judgement import Judge, Judgement, check_lengths, repeats_itself
 from worker.sandbox.judge import SandboxJudge
 

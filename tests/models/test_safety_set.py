@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from models.judges import RefusalStringsSpec, SandboxJudgeSpec
 from models.rows import Conversation
 from models.safety_set import (
     FILES,
     HarmfulPrompt,
     HarmlessPrompt,
     InvalidSafetySet,
-    RefusalStringsSpec,
     SafetySet,
     SafetySetHeader,
-    SandboxJudgeSpec,
     prompt_key,
 )
 
@@ -75,6 +74,22 @@ class TestLoad:
         }
         (folder / "safety.json").write_text(json.dumps(header))
         assert SafetySet.load(folder).header.judge == RefusalStringsSpec(phrases=("nope",))
+
+    def test_reads_further_judges_in_their_order(self, folder: Path) -> None:
+        further = [{"kind": "refusal-strings", "phrases": ["nope"]}, {"kind": "sandbox"}]
+        header = {"name": "x", "judge": {"kind": "sandbox"}, "further_judges": further}
+        (folder / "safety.json").write_text(json.dumps(header))
+        assert SafetySet.load(folder).header.further_judges == (
+            RefusalStringsSpec(phrases=("nope",)),
+            SandboxJudgeSpec(),
+        )
+
+    def test_takes_few_further_judges(self, folder: Path) -> None:
+        further = [{"kind": "sandbox"}] * 5
+        header = {"name": "x", "judge": {"kind": "sandbox"}, "further_judges": further}
+        (folder / "safety.json").write_text(json.dumps(header))
+        with pytest.raises(InvalidSafetySet, match="further_judges"):
+            SafetySet.load(folder)
 
     @pytest.mark.parametrize("name", FILES)
     def test_names_a_missing_file(self, folder: Path, name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from models.evaluation import JudgeIdentity
+from models.judges import SandboxJudgeSpec
 from models.rate import Rate
 from models.rows import Conversation
 from models.safety_set import (
@@ -14,7 +15,6 @@ from models.safety_set import (
     HarmlessPrompt,
     SafetySet,
     SafetySetHeader,
-    SandboxJudgeSpec,
 )
 from tests.tiny_model import tiny_model, tiny_tokenizer
 from worker.generation import template_hash

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.safety_set import RefusalStringsSpec, SandboxJudgeSpec
+from models.judges import RefusalStringsSpec, SandboxJudgeSpec
 from worker.judge import RefusalStringsJudge, open_judge
 from worker.judgement import JudgeError, Judgement, repeats_itself
 from worker.sandbox.judge import SandboxJudge

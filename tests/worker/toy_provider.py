@@ -17,12 +17,12 @@ from models.hyperparameters import (
     TrainConfig,
 )
 from models.job import Job, JobKind
+from models.judges import RefusalStringsSpec
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
 from models.safety_set import (
     HarmfulPrompt,
     HarmlessPrompt,
-    RefusalStringsSpec,
     SafetySet,
     SafetySetHeader,
 )
