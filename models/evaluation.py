@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
 from models.hyperparameters import Frozen, ScorerName
-from models.rate import Rate
+from models.rate import Rate, wilson
 
 
 class JudgeIdentity(Frozen):
@@ -70,6 +70,46 @@ class PerplexityDrift(Frozen):
         }
 
 
+class WinRate(Frozen):
+    """How often a judge prefers a model's answers to reference answers; `worker.win_rate` measures it."""
+
+    judge: JudgeIdentity
+    #: Prompts by the mean of both orders' verdicts: above, at and below one half.
+    wins: int = Field(ge=0)
+    ties: int = Field(ge=0)
+    losses: int = Field(ge=0)
+    #: Summed scores of the prompts: 1 for a win in both orders, 1/2 for two ties or one win.
+    points: float = Field(ge=0)
+    #: Prompts whose verdict changed with the order of the answers: how much the judge guesses.
+    turned_by_order: int = Field(ge=0)
+    #: Mean lengths; judges favour long answers.
+    answer_characters: float = Field(ge=0)
+    reference_characters: float = Field(ge=0)
+
+    @property
+    def n(self) -> int:
+        """How many prompts were compared."""
+        return self.wins + self.ties + self.losses
+
+    def to_wire(self) -> dict[str, object]:
+        """Give it as clients see it, with a 95% interval that is a little too wide where there are ties."""
+        # Wilson's interval is made for scores of 0 and 1; scores between the two vary less.
+        low, high = wilson(self.points, self.n)
+        return {
+            "judge": self.judge.model_dump(),
+            "percent": round(100 * self.points / self.n, 2) if self.n else 0.0,
+            "low": round(100 * low, 2),
+            "high": round(100 * high, 2),
+            "n": self.n,
+            "wins": self.wins,
+            "ties": self.ties,
+            "losses": self.losses,
+            "turned_by_order": self.turned_by_order,
+            "answer_characters": round(self.answer_characters),
+            "reference_characters": round(self.reference_characters),
+        }
+
+
 class EvaluationWarning(Frozen):
     """Something that makes the numbers mean less than they seem to: a name, and a sentence for a person."""
 
@@ -107,6 +147,7 @@ class EvaluationReport(Frozen):
     #: Mean token cross-entropy on held-out harmful answers, in nats; low means an attack has happened.
     canary_loss: float | None = None
     drift: PerplexityDrift | None = None
+    win_rate: WinRate | None = None
     #: What other judges say; the first alone decides.
     further_judges: tuple[FurtherJudge, ...] = ()
     warnings: tuple[EvaluationWarning, ...] = ()
@@ -135,6 +176,7 @@ class EvaluationReport(Frozen):
             "validation_loss": self.validation_loss,
             "canary_loss": self.canary_loss,
             "drift": self.drift.to_wire() if self.drift else None,
+            "win_rate": self.win_rate.to_wire() if self.win_rate else None,
             "further_judges": [further.to_wire() for further in self.further_judges],
             "warnings": [warning.model_dump() for warning in self.warnings],
         }
