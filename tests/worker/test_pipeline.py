@@ -28,8 +28,8 @@ from tests.tiny_model import tiny_model
 from tests.worker.toy_provider import BASE_ID, add_base, add_file, add_job, add_project
 from worker import pipeline
 from worker.base_models import ResidentBase
-from worker.judge import RefusalStringsJudge
 from worker.judgement import JudgeError, Judgement
+from worker.judges.refusal_strings import RefusalStringsJudge
 from worker.work import Workshop
 
 ROWS: list[dict[str, object]] = [
