@@ -13,6 +13,7 @@ from models.hyperparameters import (
     AlignmentMethod,
     LoraConfig,
     Recipe,
+    ScorerName,
     SftConfig,
     TrainConfig,
 )
@@ -111,6 +112,7 @@ def add_job(
     validation: File | None = None,
     method: AlignmentMethod | None = None,
     steps: int = 4,
+    scorer: ScorerName = "exact",
 ) -> Job:
     job = Job(
         project_id=project.id,
@@ -125,6 +127,7 @@ def add_job(
             train=TrainConfig(steps=steps, batch_size=2, learning_rate=1e-3, max_length=64),
             lora=LoraConfig(r=2, alpha=4),
             canary_every=2,
+            scorer=scorer,
         ).model_dump(mode="json"),
     )
     session.add(job)
