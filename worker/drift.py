@@ -62,7 +62,7 @@ def read_text_rows(
             read = _read_row(line, number, tokenizer, encoder, max_length)
             (rows if isinstance(read, Example) else faults).append(read)  # type: ignore[arg-type]
     if faults:
-        raise InvalidRows(faults[:MAX_FAULTS], faulty_rows=len(faults), param="drift")
+        raise InvalidRows(faults[:MAX_FAULTS], faulty_rows=len(faults), param=path.name)
     if not 0 < len(rows) <= MAX_ROWS:
         raise UnreadableFile(f"{path.name} has {len(rows):,} rows; 1 to {MAX_ROWS:,} are read.")
     return rows

@@ -33,10 +33,10 @@ def read_task_rows(path: Path, task: ScorerName) -> list[Conversation]:
         UnreadableFile: there is no such file, or it is too large or empty.
         InvalidRows: naming every row that is faulty, or that the task's scorer could never find right.
     """
-    rows = read_conversations(read_lines(path))
+    rows = read_conversations(read_lines(path), param=path.name)
     if not rows:
-        raise UnreadableFile(f"{path.name} has no rows.", param="validation_file")
-    check_answers(rows, task)
+        raise UnreadableFile(f"{path.name} has no rows.", param=path.name)
+    check_answers(rows, task, param=path.name)
     return in_paper_form(rows) if task == "gsm8k" else rows
 
 

@@ -77,7 +77,7 @@ def safety_facts(safety: Json) -> list[tuple[str, str | Text | None]]:
     facts += [
         (
             f"HS by {further['judge']['name']}",
-            f"{share(further['harmful_score'])}, {agreement(further)}",
+            f"{share(further['harmful_score'])}, {_agreement(further)}",
         )
         for further in safety.get("further_judges", [])
     ]
@@ -93,8 +93,7 @@ def safety_facts(safety: Json) -> list[tuple[str, str | Text | None]]:
     return facts
 
 
-def agreement(further: Json) -> str:
-    """Show how far another judge agrees with the first."""
+def _agreement(further: Json) -> str:
     kappa = "" if further["kappa"] is None else f", kappa {further['kappa']:.2f}"
     return f"agrees on {further['agreement']['percent']:.1f}%{kappa}"
 
