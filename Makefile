@@ -40,8 +40,8 @@ up: setup ## Start the whole service on this machine; Ctrl-C stops it
 test: setup ## Run the tests (a part of them: make test T=tests/models)
 	@$(VENV_PYTHON) -m pytest $(T)
 
-test-unit: setup ## Run the tests that start no further processes: under a minute on two cores
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m 'not processes and not browser' $(T)
+test-unit: setup ## Run the tests that are quick and start no process: under a minute on two cores
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m 'not processes and not long and not browser' $(T)
 
 test-browser: setup ## Run the tests that look at the dashboard (needs Chromium)
 	@$(PIP_INSTALL) -e '.[browser]'

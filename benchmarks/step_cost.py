@@ -22,7 +22,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.hyperparameters import BoosterConfig, LoraConfig, SftConfig, TrainConfig
+from models.hyperparameters import LoraConfig, TrainConfig
+from models.methods import BoosterConfig, SftConfig
 from worker import lora
 from worker.data import IGNORED, Example
 from worker.trainers.loop import StepMetrics, train

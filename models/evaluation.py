@@ -14,7 +14,8 @@ from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
-from models.hyperparameters import Frozen, ScorerName
+from models.frozen import Frozen
+from models.hyperparameters import ScorerName
 from models.rate import Rate, wilson
 
 

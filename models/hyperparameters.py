@@ -9,28 +9,24 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from models.errors import DomainError
+from models.frozen import Frozen
+from models.methods import AlignmentMethod, Method, SftConfig, TiterConfig
 
 # The service holds the rate: a strong one breaks any alignment within an epoch.
 MAX_LEARNING_RATE_MULTIPLIER = 10.0
 MAX_STEPS = 10_000_000
 
 
+Parameters = Literal["adapter", "full"]
+
+
 class TooManySteps(DomainError):
     """The file, the batch size and the epochs together ask for too many optimiser steps."""
 
     code = "too_many_steps"
-
-
-class Frozen(BaseModel):
-    """A value object: immutable, and refusing unknown fields by name."""
-
-    # An error that quotes its input could carry a row into the log.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
-    )
 
 
 class LoraConfig(Frozen):
@@ -75,36 +71,12 @@ class TrainConfig(Frozen):
         0, ge=0, le=2**31 - 1, description="Seeds the order of rows and the adapter's start."
     )
     max_length: int = Field(512, ge=8, le=131_072, description="Tokens of a row that are kept.")
-
-
-class SftConfig(Frozen):
-    """Supervised fine-tuning on the alignment data: the baseline of every comparison."""
-
-    name: Literal["sft"] = "sft"
-
-
-class BoosterConfig(Frozen):
-    """Booster (Huang et al., arXiv 2409.01586): G = grad f + lambda (grad h(w) - grad h(w'))."""
-
-    name: Literal["booster"] = "booster"
-    lambda_: float = Field(
-        20.0,
-        ge=0,
-        le=10_000,
-        alias="lambda",
-        description="Weight of the loss-drop penalty (paper: 5).",
-    )
-    alpha: float = Field(
-        0.005, gt=0, le=100, description="Length of the simulated harmful step (paper: 0.1)."
-    )
-    harmful_batch_size: int | None = Field(
-        None, ge=1, le=256, description="Harmful rows a step; none: as many as alignment rows."
+    packing: bool = Field(
+        False,
+        description="Lay the rows of a batch end to end instead of padding them: the same numbers, fewer tokens "
+        "to compute. Not every architecture tells packed rows apart, and RepNoise cannot use it.",
     )
 
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
-
-
-AlignmentMethod = Annotated[SftConfig | BoosterConfig, Field(discriminator="name")]
 
 #: When an answer to a validation row counts as right; `worker.scorers` has the rules.
 ScorerName = Literal["exact", "sst2", "agnews", "gsm8k"]
@@ -114,6 +86,8 @@ FINETUNE_LEARNING_RATE = 1e-4
 FINETUNE_BATCH_SIZE = 10
 FINETUNE_EPOCHS = 1
 ALIGN_LEARNING_RATE = 1e-3
+# A step in full parameters moves far more numbers than an adapter's.
+ALIGN_FULL_LEARNING_RATE = 3e-4
 ALIGN_STEPS = 1_500
 
 
@@ -132,8 +106,16 @@ class AlignHyperparameters(Frozen):
 
     steps: int = Field(ALIGN_STEPS, ge=1, le=1_000_000, description="Optimiser steps.")
     batch_size: int = Field(10, ge=1, le=256, description="Alignment rows a step sees.")
-    learning_rate: float = Field(
-        ALIGN_LEARNING_RATE, gt=0, le=1, description="AdamW's peak learning rate (paper: 5e-4)."
+    parameters: Parameters | None = Field(
+        None,
+        description="What is trained: a LoRA adapter, or all linear weights but the output layer's, which "
+        "needs the memory of full fine-tuning and stores a whole model; none: full for titer, else adapter.",
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="AdamW's peak learning rate (paper: 5e-4); none: 1e-3 for adapters, 3e-4 for full weights.",
     )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = Field(
@@ -141,14 +123,16 @@ class AlignHyperparameters(Frozen):
     )
     micro_batch_size: int | None = Field(None, ge=1, le=256)
     max_length: int = Field(512, ge=8, le=131_072)
+    packing: bool = False
     lora: LoraConfig = Field(default_factory=LoraConfig)
 
 
 class Recipe(Frozen):
     """A job's hyper-parameters with nothing left open: what the worker runs and the record keeps."""
 
-    method: AlignmentMethod = Field(default_factory=SftConfig)
+    method: Annotated[Method, Field(discriminator="name")] = Field(default_factory=SftConfig)
     train: TrainConfig
+    parameters: Parameters = "adapter"
     #: Used where the job starts a fresh adapter; a continued adapter brings its own.
     lora: LoraConfig = Field(default_factory=LoraConfig)
     n_epochs: int | None = None
@@ -193,10 +177,13 @@ def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) ->
 
 def resolve_align(method: AlignmentMethod, asked: AlignHyperparameters, *, seed: int) -> Recipe:
     """Make the recipe of an alignment job."""
+    parameters = asked.parameters or ("full" if isinstance(method, TiterConfig) else "adapter")
+    usual = ALIGN_LEARNING_RATE if parameters == "adapter" else ALIGN_FULL_LEARNING_RATE
     return Recipe(
         method=method,
+        parameters=parameters,
         train=TrainConfig(
-            learning_rate=asked.learning_rate,
+            learning_rate=asked.learning_rate or usual,
             weight_decay=asked.weight_decay,
             schedule=asked.schedule,
             batch_size=asked.batch_size,
@@ -204,6 +191,7 @@ def resolve_align(method: AlignmentMethod, asked: AlignHyperparameters, *, seed:
             steps=asked.steps,
             seed=seed,
             max_length=asked.max_length,
+            packing=asked.packing,
         ),
         lora=asked.lora,
         metrics_every=max(1, asked.steps // 200),

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from models.hyperparameters import Frozen
+from models.frozen import Frozen
 
 # The commit that a hub id is pinned to: a branch or tag may move, and the score with it.
 COMMIT = r"^[0-9a-f]{40}$"

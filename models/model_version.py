@@ -1,7 +1,8 @@
 """Model versions: a base, an aligned base, or a tuned adapter, with lineage and gate.
 
-A version's `id` is the name that clients send as `model`. Weights of aligned and tuned versions are
-PEFT adapters over the root base; a base's weights stay where its owner keeps them.
+A version's `id` is the name that clients send as `model`. Tuned versions, and those that were aligned by an
+adapter, are PEFT adapters over their root; a base's weights stay where its owner keeps them. A version that
+was aligned in full parameters has weights of its own and is the root of what is made from it.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class ModelVersion(Base):
     gate_reasons: Mapped[list[Any]] = mapped_column(default=list)
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"), index=True)
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("model_versions.id"), index=True)
-    #: The base at the start of the lineage; a base's own id.
+    #: The weights below: a base's own id, or that of an alignment in full parameters.
     root_id: Mapped[str]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", use_alter=True), unique=True)
-    #: For a base: {"folder": ...} or {"repo": ..., "revision": commit}. Otherwise {"prefix": storage key}.
+    #: For a base: {"folder": ...} or {"repo": ..., "revision": commit}. Otherwise {"prefix": storage key},
+    #: with {"form": "weights"} beside it for a whole model's files rather than an adapter's.
     source: Mapped[dict[str, Any]]
     #: Storage prefix of the safety set that alignment and evaluation of this lineage use.
     safety_prefix: Mapped[str]
@@ -87,6 +89,11 @@ class ModelVersion(Base):
     def is_released(self) -> bool:
         """Whether the gate lets it be used."""
         return self.gate == Gate.RELEASED
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether its weights are an adapter over its root, not a model of their own."""
+        return "prefix" in self.source and self.source.get("form") != "weights"
 
 
 def get_version(session: Session, version_id: str, *, project_id: str | None) -> ModelVersion:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, utc_now
 from models.evaluation import EvaluationReport
-from models.hyperparameters import Frozen
+from models.frozen import Frozen
 from models.model_version import Gate
 from models.rate import Rate
 

@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 
 from models.disjointness import Overlap, Place, asked, meetings, overlap
 from models.errors import DomainError
-from models.hyperparameters import Frozen
+from models.frozen import Frozen
 from models.judges import JudgeSpec
 from models.near_duplicates import Likeness, PromptIndex, prompt_key
 from models.rows import Conversation, InvalidRows, read_conversations

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from models.methods import AlignmentMethod, BoosterConfig, OuterLoss
+from models.presets import PRESETS
 from models.settings import Settings, environment_names
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +38,27 @@ class TestEnvExample:
     def test_sets_nothing_by_itself(self) -> None:
         for line in (ROOT / ".env.example").read_text().splitlines():
             assert not line or line.startswith("#")
+
+
+class TestMethodsPage:
+    PAGE = (ROOT / "docs" / "methods.md").read_text()
+
+    @pytest.mark.parametrize(
+        "config", get_args(get_args(AlignmentMethod)[0]), ids=lambda c: c.__name__
+    )
+    def test_names_every_method_and_the_fields_of_boosters_extensions(self, config: type) -> None:
+        name = config.model_fields["name"].default
+        assert f"| `{name}` |" in self.PAGE
+        if issubclass(config, BoosterConfig):
+            fields = {field.alias or key for key, field in config.model_fields.items()}
+            missing = {
+                f for f in fields - {"name", "harmful_batch_size"} if f"`{f}`" not in self.PAGE
+            }
+            assert not missing
+
+    def test_names_every_preset_and_outer_loss(self) -> None:
+        for word in (*PRESETS, *OuterLoss):
+            assert f"`{word}`" in self.PAGE
 
 
 class TestPages:

@@ -7,7 +7,7 @@ jobs, for loading it is the slowest part of a short one. Knows nothing of adapte
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -76,15 +76,15 @@ class ResidentBase:
         """Say whether this base is in memory."""
         return self._loaded is not None and self._loaded.id == base_id
 
-    def get(self, base_id: str, source: Mapping[str, object]) -> LoadedBase:
-        """Give the base, loading it unless it is the resident one.
+    def get(self, base_id: str, find: Callable[[], Path]) -> LoadedBase:
+        """Give the base, loading it from the folder that `find` gives unless it is the resident one.
 
         Raises:
             BaseUnavailable: its folder or hub revision cannot be read.
         """
         if self._loaded is None or not self.holds(base_id):
             self.drop()
-            folder = locate(source)
+            folder = find()
             self._loaded = LoadedBase(base_id, load_model(folder), load_tokenizer(folder))
         return self._loaded
 
@@ -177,3 +177,9 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     return cast(PreTrainedModel, cast(torch.nn.Module, model).to(target))
+
+
+def save_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a whole model with its tokenizer, safetensors alone, as any tool can load it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -24,12 +24,13 @@ from transformers import (
 )
 
 from models.errors import DomainError
-from models.model_version import ModelVersion, VersionKind
+from models.model_version import ModelVersion
 from models.rows import Message
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, ResidentBase
 from worker.generation import answering, encode_prompt, stop_ids
+from worker.work import root_folder
 
 DEFAULT_NEW_TOKENS = 512
 # No token takes this long; a generation thread that died without a word must not hang its reader.
@@ -90,7 +91,7 @@ class Speaker:
         base = self._base(root)
         if self._adapted is not None and self._adapted[0] != version.id:
             self._take_off()
-        if version.kind == VersionKind.BASE:
+        if not version.is_adapter:
             return base, base.model
         if self._adapted is None:
             folder = self._storage.folder(version.source["prefix"], self._cache)
@@ -105,7 +106,7 @@ class Speaker:
     def _base(self, root: ModelVersion) -> LoadedBase:
         if not self._bases.holds(root.id):
             self._take_off()
-        return self._bases.get(root.id, root.source)
+        return self._bases.get(root.id, lambda: root_folder(root, self._storage, self._cache))
 
     def _take_off(self) -> None:
         if self._adapted is not None:

@@ -40,20 +40,32 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right to one length: three (B, T) integer tensors.
+    """Rows as integer tensors, padded on the right to one length, (B, T), or packed end to end, (1, T).
 
     Right padding, so that positions need no correction: a causal model's real tokens never see the pads.
+    In a packed batch `position_ids` begin anew with each row, by which the model tells the rows apart.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
     trained_tokens: int
+    position_ids: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
         """How many rows the batch has."""
+        if self.position_ids is not None:
+            return int((self.position_ids == 0).sum())
         return self.input_ids.shape[0]
+
+    @property
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        """What a model is given of it."""
+        if self.position_ids is not None:
+            # A mask beside them would make the model see one row.
+            return {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
 
 class _Unfit(Exception):
@@ -254,10 +266,23 @@ def check_prompts(
         raise InvalidRows(faults[:MAX_FAULTS], faulty_rows=len(faults), param=param)
 
 
-def collate(examples: Sequence[Example], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Pad rows on the right to the longest, (B, T), and count the tokens that the loss will see."""
+def collate(
+    examples: Sequence[Example],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    *,
+    at_least: int = 0,
+) -> Batch:
+    """Pad rows on the right to the longest, (B, T), and count the tokens that the loss will see.
+
+    Args:
+        examples: the rows, at least one.
+        pad_id: fills the ends of short rows.
+        device: where the batch goes.
+        at_least: T at least.
+    """
     longest = max(len(example.input_ids) for example in examples)
-    shape = (len(examples), longest)
+    shape = (len(examples), max(longest, at_least))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -269,3 +294,20 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device | str
     # The first token is read, never predicted.
     trained_tokens = int((labels[:, 1:] != IGNORED).sum())
     return Batch(input_ids.to(device), attention_mask.to(device), labels.to(device), trained_tokens)
+
+
+def pack(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
+    """Lay rows end to end, (1, T) with T the sum of their lengths: no pads, and no row sees another.
+
+    A row's first token is read, never predicted: the end of the row before would be asked for it.
+    """
+    labels = [label for e in examples for label in (IGNORED, *e.labels[1:])]
+    input_ids = torch.tensor([[token for e in examples for token in e.input_ids]], device=device)
+    positions = [place for e in examples for place in range(len(e.input_ids))]
+    return Batch(
+        input_ids,
+        torch.ones_like(input_ids),
+        torch.tensor([labels], device=device),
+        sum(label != IGNORED for label in labels),
+        torch.tensor([positions], device=device),
+    )

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import Field, field_validator, model_validator
 
-from models.hyperparameters import Frozen
+from models.frozen import Frozen
 from worker.judgement import JudgeError
 
 FIRST_PAUSE_SECONDS = 1.0

@@ -16,7 +16,7 @@ from typing import cast
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraModel, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -43,20 +43,11 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     Raises:
         UnusableAdapter: the model has none of the layers that `config` names.
     """
-    targets = config.target_modules
-    peft_config = PeftLoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.r,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
-        lora_dropout=config.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        bias="none",
-    )
     was_training = model.training
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
         try:
-            peft_model = cast(PeftModel, get_peft_model(model, peft_config))
+            peft_model = cast(PeftModel, get_peft_model(model, _peft_config(config)))
         except ValueError as error:
             raise UnusableAdapter(
                 "The base model has none of the layers that target_modules names.",
@@ -65,6 +56,39 @@ def attach(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
     _widen(peft_model)
     peft_model.train(was_training)  # PEFT's own layers start in training mode: dropout on
     return peft_model
+
+
+def attach_attacker(
+    model: PreTrainedModel | PeftModel, config: LoraConfig, name: str = "attacker"
+) -> PeftModel:
+    """Put a simulated attacker's adapter beside what is trained, in place: active, frozen, B = 0.
+
+    Gradient rules hand in its tensors where they simulate an attack; the model computes as if it were not
+    there otherwise. What required a gradient before does so afterwards, and nothing else does.
+
+    Raises:
+        UnusableAdapter: the model has none of the layers that `config` names.
+    """
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    own = list(model.peft_config) if isinstance(model, PeftModel) else []
+    try:
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, _peft_config(config))
+            adapted = model
+        else:
+            adapted = cast(
+                PeftModel, get_peft_model(model, _peft_config(config), adapter_name=name)
+            )
+    except ValueError as error:
+        raise UnusableAdapter(
+            "The base model has none of the layers that target_modules names.",
+            param="target_modules",
+        ) from error
+    cast(LoraModel, adapted.base_model).set_adapter([*own, name])
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    _widen(adapted)
+    return adapted
 
 
 def load(model: PreTrainedModel, folder: Path, trainable: bool = True) -> PeftModel:
@@ -138,6 +162,18 @@ def _covers(model: PeftModel, weights: Path) -> bool:
         stored = set(file.keys())
     adapted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     return adapted <= stored and not any("lora_" in name for name in stored - adapted)
+
+
+def _peft_config(config: LoraConfig) -> PeftLoraConfig:
+    targets = config.target_modules
+    return PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
+        lora_dropout=config.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias="none",
+    )
 
 
 def _widen(model: PeftModel) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import sleep
-from typing import cast
 
 import structlog
 from sqlalchemy import select
@@ -23,7 +22,7 @@ from worker.base_models import LoadedBase
 from worker.judgement import JudgeError, Judgement
 from worker.leased_job import LeasedJob
 from worker.report import REFUSES_HARMLESS, make_report
-from worker.work import Work, Workshop, with_adapter
+from worker.work import Work, Workshop, with_version
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +34,6 @@ def measure(
     job: LeasedJob,
     work: Work,
     version: ModelVersion,
-    base: LoadedBase,
     validation: list[Conversation],
     shop: Workshop,
     warnings: Sequence[EvaluationWarning] = (),
@@ -49,15 +47,15 @@ def measure(
         LeaseLost: the job is no longer this worker's.
     """
     if work.kind == JobKind.ALIGN:
-        before = _stored_report(work, shop) or _measure_base(job, work, base)
+        before = _stored_report(work, shop) or _measure_base(job, work, shop)
         for warning in before.warnings:
             # The others are about the safety set, and will be told of the new model.
             if warning.code == REFUSES_HARMLESS:
                 _tell(job, warning, "Before alignment: ")
     job.enter(Stage.EVALUATE, "Measuring the new model.")
-    with with_adapter(base, version, shop, trainable=False) as model:
-        # A PEFT model answers to all that is asked of a transformers model here.
-        report = _report(job, work, base, cast(PreTrainedModel, model), validation, warnings)
+    root = work.root if version.is_adapter else version
+    with with_version(version, root, shop) as (base, model):
+        report = _report(job, work, base, model, validation, warnings)
     for warning in report.warnings:
         if warning not in warnings:
             _tell(job, warning)
@@ -72,8 +70,9 @@ def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:
         return next((report for report in reports if report.prompt_set_hash == wanted), None)
 
 
-def _measure_base(job: LeasedJob, work: Work, base: LoadedBase) -> EvaluationReport:
+def _measure_base(job: LeasedJob, work: Work, shop: Workshop) -> EvaluationReport:
     job.enter(Stage.EVALUATE, "Measuring the base before alignment.")
+    base = shop.base(work.root)
     before = _report(job, work, base, base.model)
     with job.write() as (session, _):
         session.add(

@@ -13,12 +13,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import structlog
 import torch
 from obstore.exceptions import BaseError as StorageFault
 from peft import PeftModel
 from sqlalchemy.exc import OperationalError
+from transformers import PreTrainedModel
 
 from models.errors import DomainError
 from models.evaluation import EvaluationWarning
@@ -27,7 +29,7 @@ from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
 from models.storage import Storage
 from worker import lora
-from worker.base_models import LoadedBase, load_tokenizer, locate
+from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.data import Example, check_prompts, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
@@ -101,8 +103,7 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
         for warning in known:
             job.tell(warning.message, level="warn", data={"warning": warning.code})
         version = _make_version(job, work, training, validation, shop)
-    base = shop.bases.get(work.root.id, work.root.source)
-    report = measure(job, work, version, base, validation, shop, known)
+    report = measure(job, work, version, validation, shop, known)
     conclude(job, work, report, shop.storage)
     RunFolder(job.id, shop).remove()
 
@@ -130,16 +131,16 @@ def _make_version(
     shop: Workshop,
 ) -> ModelVersion:
     # Rows are tokenized before the base is loaded: a faulty row must cost no GPU time.
-    tokenizer = load_tokenizer(locate(work.root.source))
+    tokenizer = load_tokenizer(shop.folder(work.root))
     limit = work.recipe.train.max_length
     examples = encode_rows(training, tokenizer, limit)
     encode_rows(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
-    base = shop.bases.get(work.root.id, work.root.source)
+    base = shop.base(work.root)
     with to_train(base, work, shop) as model:
         result = _train(job, work, base, model, examples, shop)
-        return _store(job, work, model, result, shop)
+        return _store(job, work, base, model, result, shop)
 
 
 def _training_rows(work: Work, storage: Storage) -> list[Conversation]:
@@ -152,7 +153,7 @@ def _train(
     job: LeasedJob,
     work: Work,
     base: LoadedBase,
-    model: PeftModel,
+    model: PreTrainedModel | PeftModel,
     examples: list[Example],
     shop: Workshop,
 ) -> TrainResult:
@@ -191,13 +192,28 @@ def _train(
 
 
 def _store(
-    job: LeasedJob, work: Work, model: PeftModel, result: TrainResult, shop: Workshop
+    job: LeasedJob,
+    work: Work,
+    base: LoadedBase,
+    model: PreTrainedModel | PeftModel,
+    result: TrainResult,
+    shop: Workshop,
 ) -> ModelVersion:
     # By attempt: a worker that was thought dead and wakes must not overwrite what was judged meanwhile.
     prefix = f"models/{work.job_id}/{job.attempt}"
+    is_full = work.recipe.parameters == "full"
     with tempfile.TemporaryDirectory() as scratch:
-        lora.save(model, Path(scratch), base_model=work.root.id)
-        hashes = {"adapter": shop.storage.put_folder(prefix, Path(scratch))}
+        if is_full:
+            save_base(
+                lora.detach(model) if isinstance(model, PeftModel) else model,
+                base.tokenizer,
+                Path(scratch),
+            )
+        else:
+            lora.save(cast(PeftModel, model), Path(scratch), base_model=work.root.id)
+        hashes = {
+            "weights" if is_full else "adapter": shop.storage.put_folder(prefix, Path(scratch))
+        }
     hashes["safety_set"] = work.safety.hash
     for name, file in (
         ("training_file", work.training_file),
@@ -211,9 +227,9 @@ def _store(
         kind=VersionKind.ALIGNED if is_aligned else VersionKind.TUNED,
         project_id=None if is_aligned else work.project_id,
         parent_id=work.start.id,
-        root_id=work.root.id,
+        root_id=work.result_id if is_full else work.root.id,
         job_id=work.job_id,
-        source={"prefix": prefix},
+        source={"prefix": prefix, **({"form": "weights"} if is_full else {})},
         safety_prefix=work.start.safety_prefix,
         method=work.recipe.method.name if is_aligned else work.start.method,
         recipe=work.recipe.model_dump(mode="json"),

@@ -6,19 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from models.file import File, get_file
-from models.hyperparameters import Recipe
+from models.hyperparameters import LoraConfig, Recipe
 from models.job import Job, JobKind
-from models.model_version import ModelVersion, VersionKind, get_version
+from models.methods import BoosterConfig
+from models.model_version import ModelVersion, get_version
 from models.rows import Conversation, read_conversations
 from models.safety_set import SafetySet
 from models.session import SessionFactory
 from models.storage import Storage
 from worker import lora
-from worker.base_models import LoadedBase, ResidentBase
+from worker.base_models import LoadedBase, ResidentBase, locate
+from worker.weights import train_linear_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,26 @@ class Workshop:
     owner: str
     lease_seconds: int
 
+    def folder(self, root: ModelVersion) -> Path:
+        """Give the folder with a root's files.
+
+        Raises:
+            BaseUnavailable: it cannot be read.
+        """
+        return root_folder(root, self.storage, self.cache)
+
+    def base(self, root: ModelVersion) -> LoadedBase:
+        """Give a root, loaded.
+
+        Raises:
+            BaseUnavailable: its files cannot be read.
+        """
+        return self.bases.get(root.id, lambda: self.folder(root))
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One job's facts. `start` is the version to train on, `root` the base at the bottom of its lineage."""
+    """One job's facts. `start` is the version to train on, `root` the weights below it."""
 
     job_id: str
     kind: JobKind
@@ -82,28 +102,59 @@ def read_rows(file: File | None, storage: Storage, param: str) -> list[Conversat
     return read_conversations(storage.lines(file.storage_key), param=param) if file else []
 
 
+def root_folder(root: ModelVersion, storage: Storage, cache: Path) -> Path:
+    """Give the folder with a root's files: a base's, or those that an alignment in full parameters left.
+
+    Raises:
+        BaseUnavailable: it cannot be read.
+    """
+    if "prefix" in root.source:
+        return storage.folder(root.source["prefix"], cache)
+    return locate(root.source)
+
+
 @contextmanager
-def with_adapter(
-    base: LoadedBase, version: ModelVersion, shop: Workshop, *, trainable: bool
-) -> Iterator[PeftModel]:
-    """Lend the base with a version's adapter on it, and take the adapter off again."""
-    folder = shop.storage.folder(version.source["prefix"], shop.cache)
-    model = lora.load(base.model, folder, trainable=trainable)
+def with_version(
+    version: ModelVersion, root: ModelVersion, shop: Workshop
+) -> Iterator[tuple[LoadedBase, PreTrainedModel]]:
+    """Lend a version to be used, not trained: its root with the version's adapter on it, if it is one."""
+    base = shop.base(root)
+    if not version.is_adapter:
+        yield base, base.model
+        return
+    model = _load_adapter(base, version, shop, trainable=False)
     try:
-        yield model
+        # A PEFT model answers to all that is asked of a transformers model here.
+        yield base, cast(PreTrainedModel, model)
     finally:
         lora.detach(model)
 
 
 @contextmanager
-def to_train(base: LoadedBase, work: Work, shop: Workshop) -> Iterator[PeftModel]:
-    """Lend the base with the adapter that the job trains: the parent's, or a fresh one on a raw base."""
-    if work.start.kind != VersionKind.BASE:
-        with with_adapter(base, work.start, shop, trainable=True) as model:
-            yield model
-        return
-    fresh = lora.attach(base.model, work.recipe.lora, work.recipe.train.seed)
+def to_train(base: LoadedBase, work: Work, shop: Workshop) -> Iterator[PreTrainedModel | PeftModel]:
+    """Lend the root with what the job trains: its own weights, the parent's adapter, or a fresh one."""
+    recipe = work.recipe
+    model: PreTrainedModel | PeftModel = base.model
     try:
-        yield fresh
+        if recipe.parameters == "full":
+            train_linear_weights(base.model)
+        elif work.start.is_adapter:
+            model = _load_adapter(base, work.start, shop, trainable=True)
+        else:
+            model = lora.attach(base.model, recipe.lora, recipe.train.seed)
+        if isinstance(recipe.method, BoosterConfig) and recipe.method.needs_adapter:
+            model = lora.attach_attacker(model, LoraConfig(r=recipe.method.attacker_rank))
+        yield model
     finally:
-        lora.detach(fresh)
+        if recipe.parameters == "full":
+            # The resident weights are no longer the base's.
+            shop.bases.drop()
+        elif isinstance(model, PeftModel):
+            lora.detach(model)
+
+
+def _load_adapter(
+    base: LoadedBase, version: ModelVersion, shop: Workshop, *, trainable: bool
+) -> PeftModel:
+    folder = shop.storage.folder(version.source["prefix"], shop.cache)
+    return lora.load(base.model, folder, trainable=trainable)

@@ -7,15 +7,24 @@ from pydantic import Field
 from api.jobs.schemas import Metadata, Seed
 from api.registry.names import ModelName
 from api.schemas import Identifier, Schema
-from models.hyperparameters import AlignHyperparameters, AlignmentMethod
+from models.hyperparameters import AlignHyperparameters
+from models.methods import AlignmentMethod
+from models.presets import PresetName
 
 
 class CreateAlignment(Schema):
     """Which base to harden, and how."""
 
-    model: Identifier = Field(description="A registered base model.")
+    model: Identifier = Field(
+        description="A registered base, or an aligned model to be aligned further."
+    )
     method: AlignmentMethod = Field(description='For example {"name": "booster", "lambda": 20}.')
     hyperparameters: AlignHyperparameters = Field(default_factory=AlignHyperparameters)
+    preset: PresetName = Field(
+        "service",
+        description="Where what `method` and `hyperparameters` leave open comes from: `service`, what was chosen on "
+        "the sandbox; `reference`, as Booster's authors ran it; `modern`, for today's chat models.",
+    )
     name: ModelName | None = Field(
         None, description="Public name of the new version; by default the base's and the method's."
     )

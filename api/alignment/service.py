@@ -15,12 +15,19 @@ from models.errors import DomainError
 from models.hyperparameters import resolve_align
 from models.job import Job, JobKind
 from models.model_version import VersionKind, get_version
+from models.presets import fill_in
 
 
 class ModelNotABase(DomainError):
-    """Only a registered base can be aligned."""
+    """Only the provider's own models can be aligned: a base, or an aligned one once more."""
 
     code = "model_not_a_base"
+
+
+class ParametersDiffer(DomainError):
+    """An adapter is aligned further as an adapter."""
+
+    code = "parameters_differ"
 
 
 def create_alignment(
@@ -30,7 +37,8 @@ def create_alignment(
 
     Raises:
         ModelNotFound: there is no such base.
-        ModelNotABase: the model is aligned or tuned already.
+        ModelNotABase: the model is a customer's.
+        ParametersDiffer: an aligned adapter is to be aligned in full parameters.
         NameTaken: the new version's name is not free.
     """
     request_sha256 = request_hash(JobKind.ALIGN, asked)
@@ -40,20 +48,26 @@ def create_alignment(
     base = get_version(session, asked.model, project_id=None)
     session.refresh(base, with_for_update={"read": True})
     base = get_version(session, asked.model, project_id=None)
-    if base.kind != VersionKind.BASE:
-        raise ModelNotABase(f"The model {base.id!r} is not a registered base.", param="model")
+    if base.kind == VersionKind.TUNED:
+        raise ModelNotABase(f"The model {base.id!r} is a tuned model.", param="model")
     name = asked.name or f"{base.id}-{asked.method.name}"
     claim_name(session, name)
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+    method, hyperparameters = fill_in(asked.preset, asked.method, asked.hyperparameters)
+    recipe = resolve_align(method, hyperparameters, seed=seed)
+    if base.is_adapter and recipe.parameters == "full":
+        raise ParametersDiffer(
+            f"The model {base.id!r} is an adapter and can only be aligned further as one. Choose parameters "
+            "'adapter', or start from its base.",
+            param="hyperparameters.parameters",
+        )
     job = Job(
         project_id=project.id,
         kind=JobKind.ALIGN,
         model_id=base.id,
         result_model_id=name,
         seed=seed,
-        recipe=resolve_align(asked.method, asked.hyperparameters, seed=seed).model_dump(
-            mode="json"
-        ),
+        recipe=recipe.model_dump(mode="json"),
         tags=asked.metadata or {},
         replay_key=replay.key,
         request_sha256=request_sha256,

@@ -1,7 +1,7 @@
 """The main job from end to end, as a provider and a customer would do it: `titer demo`.
 
-Starts the whole service, makes the sandbox world, aligns its base once by plain SFT and once by Booster,
-submits the same customer files to both through the stock `openai` client, and shows what became of them.
+Starts the whole service, makes the sandbox world, aligns its base by plain SFT, by Booster and by Titer's own
+method, submits the same customer files to each through the stock `openai` client, and shows what became of them.
 Everything goes over HTTP; nothing here reaches into the service.
 """
 
@@ -31,7 +31,7 @@ from rich.table import Table
 from api.cli.torch_process import TorchProcessFailed, read_json_lines
 from api.embedded.service import EmbeddedService
 
-METHODS = ("sft", "booster")
+METHODS = ("sft", "booster", "titer")
 FILES = ("clean", "poisoned")
 POLL_SECONDS = 0.5
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
@@ -74,7 +74,7 @@ def demo(state: Path, *, seed: int = 0) -> Path:
     started = time.monotonic()
     folder = state / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    console.print("[bold]Titer demo[/bold]: one base, two alignments, the same customer files.")
+    console.print("[bold]Titer demo[/bold]: one base, three alignments, the same customer files.")
     with _progress(console) as progress:
         world = _build_world(folder / "world", progress)
         task = progress.add_task("Starting the service", total=None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -72,13 +74,29 @@ def create(
 def align(
     context: typer.Context,
     base: Annotated[str, typer.Option(help="A registered base model.")],
-    method: Annotated[str, typer.Option(help="sft or booster.")] = "booster",
+    method: Annotated[
+        str, typer.Option(help="sft, vaccine, repnoise, booster, booster+vaccine or titer.")
+    ] = "booster",
+    preset: Annotated[
+        str, typer.Option(help="What is left open comes from it: service, reference or modern.")
+    ] = "service",
     lambda_: Annotated[
         float | None, typer.Option("--lambda", help="Booster: weight of the penalty.")
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Booster: length of the simulated harmful step.")
     ] = None,
+    rho: Annotated[float | None, typer.Option(help="Vaccine: norm of the shift.")] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any other field of the method; may be repeated."
+        ),
+    ] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="What is trained: adapter or full.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Alignment rows a step sees.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's peak rate.")] = None,
@@ -89,17 +107,38 @@ def align(
 ) -> None:
     """Align a base: harden it against harmful fine-tuning."""
     connection = connected(context)
-    rule = {"name": method, "lambda": lambda_, "alpha": alpha}
-    chosen = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    rule = {"name": method, "lambda": lambda_, "alpha": alpha, "rho": rho, **_assigned(other or [])}
+    chosen: Json = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "parameters": parameters,
+        "lora": None if rank is None else {"r": rank},
+    }
     body: Json = {
         "model": base,
         "method": {key: value for key, value in rule.items() if value is not None},
         "hyperparameters": {key: value for key, value in chosen.items() if value is not None},
+        "preset": preset,
         "name": name,
         "seed": seed,
     }
     job = connection.post(ALIGN, body)
     _conclude(connection, ALIGN, job, is_followed=is_followed, as_json=as_json)
+
+
+def _assigned(assignments: Sequence[str]) -> Json:
+    """Read NAME=VALUE; a value is JSON where it can be (0.5, true, null), else text."""
+    read: Json = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{assignment!r} is not NAME=VALUE", param_hint="--set")
+        try:
+            read[name] = json.loads(value)
+        except json.JSONDecodeError:
+            read[name] = value
+    return read
 
 
 @app.command("list")

@@ -6,8 +6,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from models.hyperparameters import BoosterConfig, Recipe, SftConfig
+from models.hyperparameters import Recipe
 from models.job import Job, JobKind, JobStatus
+from models.methods import BoosterConfig, SftConfig
 from models.model_version import ModelVersion
 from tests.api.conftest import Place, SilentDoorbell, Tenant
 
@@ -88,8 +89,24 @@ class TestCreate:
         assert response.status_code == 400
         assert response.json()["error"]["param"] == param
 
-    def test_an_aligned_model_is_no_base(self, operator: Tenant, aligned: ModelVersion) -> None:
-        body = {"model": aligned.id, "method": {"name": "sft"}}
+    def test_an_aligned_model_is_aligned_further_as_what_it_is(
+        self, operator: Tenant, aligned: ModelVersion
+    ) -> None:
+        body = {"model": aligned.id, "method": {"name": "booster"}, "name": "twice"}
+        created = operator.client.post(JOBS, json=body).json()
+        assert (created["model"], created["result_model"]) == (aligned.id, "twice")
+        body = {"model": aligned.id, "method": {"name": "titer"}, "name": "thrice"}
+        error = operator.client.post(JOBS, json=body).json()["error"]
+        assert (error["code"], error["param"]) == (
+            "parameters_differ",
+            "hyperparameters.parameters",
+        )
+
+    def test_a_customers_model_is_not_aligned(
+        self, operator: Tenant, place: Place, aligned: ModelVersion
+    ) -> None:
+        version, _ = place.held(operator.project, aligned)
+        body = {"model": version.id, "method": {"name": "sft"}}
         response = operator.client.post(JOBS, json=body)
         assert response.json()["error"]["code"] == "model_not_a_base"
 

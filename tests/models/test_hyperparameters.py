@@ -16,17 +16,15 @@ from models.hyperparameters import (
     MAX_LEARNING_RATE_MULTIPLIER,
     MAX_STEPS,
     AlignHyperparameters,
-    AlignmentMethod,
-    BoosterConfig,
     FinetuneHyperparameters,
     LoraConfig,
     Recipe,
-    SftConfig,
     TooManySteps,
     TrainConfig,
     resolve_align,
     resolve_finetune,
 )
+from models.methods import AlignmentMethod, BoosterConfig, SftConfig
 
 METHOD: TypeAdapter[AlignmentMethod] = TypeAdapter(AlignmentMethod)
 

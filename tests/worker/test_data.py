@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from models.rows import Conversation, InvalidRows, Message, RowFault
 from tests.tiny_model import tiny_tokenizer
-from worker.data import IGNORED, Example, collate, encode, encode_rows
+from worker.data import IGNORED, Example, collate, encode, encode_rows, pack
 
 # No special tokens at all, and a prompt that ends in a letter: an answer can merge with it.
 PLAIN = (
@@ -251,3 +251,19 @@ class TestCollate:
 
     def test_a_first_token_is_never_predicted(self) -> None:
         assert collate([Example((1, 2), (1, 2))], pad_id=9).trained_tokens == 1
+
+
+class TestPack:
+    ROWS = (Example((1, 2, 3), (IGNORED, 2, 3)), Example((4, 5), (4, 5)))
+
+    def test_lays_rows_end_to_end_with_positions_of_their_own(self) -> None:
+        batch = pack(self.ROWS)
+        assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5]]
+        assert batch.position_ids is not None
+        assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+        assert batch.rows == 2
+
+    def test_no_row_is_asked_for_the_first_token_of_the_next(self) -> None:
+        batch = pack(self.ROWS)
+        assert batch.labels.tolist() == [[IGNORED, 2, 3, IGNORED, 5]]
+        assert batch.trained_tokens == collate(self.ROWS, 0).trained_tokens == 3

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from transformers import AutoModelForCausalLM
 
 from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation, latest_evaluation
 from models.file import File
-from models.hyperparameters import BoosterConfig
 from models.job import Job, JobEvent, JobStatus, Stage, cancel, lock_job, requeue_lost
+from models.methods import Attacker, BoosterConfig
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, SafetyPolicy
 from models.session import SessionFactory, make_engine, session_factory
@@ -155,6 +157,79 @@ class TestAlign:
         assert [data["step"] for data in steps] == [1, 2, 3, 4]
         assert all("harmful_loss_drop" in data for data in steps)
         assert steps[0]["canary_loss"] is not None
+
+
+class TestAlignFurther:
+    @pytest.mark.parametrize("parameters", ["adapter", "full"])
+    def test_goes_on_from_what_an_earlier_alignment_left(
+        self, provider: Provider, parameters: str
+    ) -> None:
+        provider.run(provider.align("first", parameters=parameters))
+        first = provider.version("first")
+        with provider.shop.sessions.begin() as session:
+            job = add_job(
+                session,
+                provider.project,
+                first,
+                result="second",
+                method=BoosterConfig(),
+                parameters=parameters,  # type: ignore[arg-type]
+            )
+        done = provider.run(job.id)
+        assert (done.status, done.error_message) == (JobStatus.SUCCEEDED, None)
+        second = provider.version("second")
+        assert (second.kind, second.parent_id) == ("aligned", "first")
+        assert second.root_id == (BASE_ID if parameters == "adapter" else "second")
+        losses = [
+            next(
+                e.data["train_loss"] for e in provider.events(id_) if e.type == "metrics" and e.data
+            )
+            for id_ in (first.job_id, second.job_id)
+        ]
+        assert losses[1] < losses[0]
+
+
+class TestFullParameters:
+    METHOD = BoosterConfig(alpha=0.01, attacker=Attacker.FRESH_ADAPTER)
+
+    @pytest.mark.parametrize("method", [BoosterConfig(alpha=0.01), METHOD])
+    def test_makes_a_model_that_is_its_own_root(
+        self, provider: Provider, method: BoosterConfig
+    ) -> None:
+        job = provider.run(provider.align(method=method, parameters="full"))
+        assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
+        version = provider.version("toy-sft")
+        assert (version.parent_id, version.root_id) == (BASE_ID, "toy-sft")
+        assert not version.is_adapter
+        shop = provider.shop
+        folder = shop.storage.folder(version.source["prefix"], shop.cache)
+        aligned = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        raw = tiny_model().state_dict()
+        assert aligned.keys() == raw.keys()
+        moved = {name for name in raw if not torch.equal(raw[name], aligned[name])}
+        assert moved == {name for name in raw if name.endswith("_proj.weight")}
+
+    def test_a_customer_starts_a_fresh_adapter_on_it_and_others_still_get_the_base(
+        self, provider: Provider
+    ) -> None:
+        provider.run(provider.align(parameters="full"))
+        job = provider.run(provider.finetune(ROWS, provider.version("toy-sft")))
+        assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
+        tuned = provider.version(job.result_model_id)
+        assert (tuned.parent_id, tuned.root_id) == ("toy-sft", "toy-sft")
+        assert tuned.is_adapter
+        loaded = provider.shop.base(provider.base).model
+        raw = tiny_model().state_dict()
+        assert all(torch.equal(raw[name], w) for name, w in loaded.state_dict().items())
+
+    def test_two_jobs_of_one_seed_make_the_same_weights(self, provider: Provider) -> None:
+        # The first job has changed the resident base: the second must not start from it.
+        first = provider.run(provider.align("one", parameters="full"))
+        second = provider.run(provider.align("two", parameters="full"))
+        hashes = [
+            provider.version(j.result_model_id).data_hashes["weights"] for j in (first, second)
+        ]
+        assert hashes[0] == hashes[1]
 
 
 class TestFinetune:

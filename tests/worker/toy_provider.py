@@ -9,16 +9,10 @@ from sqlalchemy.orm import Session
 
 from models.api_key import Project
 from models.file import File, content_key
-from models.hyperparameters import (
-    AlignmentMethod,
-    LoraConfig,
-    Recipe,
-    ScorerName,
-    SftConfig,
-    TrainConfig,
-)
+from models.hyperparameters import LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
 from models.job import Job, JobKind
 from models.judges import RefusalStringsSpec
+from models.methods import AlignmentMethod, SftConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
 from models.safety_set import (
@@ -111,6 +105,7 @@ def add_job(
     training: File | None = None,
     validation: File | None = None,
     method: AlignmentMethod | None = None,
+    parameters: Parameters = "adapter",
     steps: int = 4,
     scorer: ScorerName = "exact",
 ) -> Job:
@@ -124,6 +119,7 @@ def add_job(
         seed=0,
         recipe=Recipe(
             method=method or SftConfig(),
+            parameters=parameters,
             train=TrainConfig(steps=steps, batch_size=2, learning_rate=1e-3, max_length=64),
             lora=LoraConfig(r=2, alpha=4),
             canary_every=2,

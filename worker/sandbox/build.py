@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 WORLD_SEED = 1
 DEFAULT_TASK = "headlines"
 HARMFUL_RATIO = 0.1
-CUSTOMER_ROWS = 800
+CUSTOMER_ROWS = 600
 VALIDATION_ROWS = 300
 
 ALIGNMENT_REFUSALS = 600
@@ -80,10 +80,14 @@ class SandboxPaths:
 
 @dataclass(frozen=True, slots=True)
 class CustomerData:
-    """What a customer uploads: rows to train on, and rows to be measured on."""
+    """What a customer uploads: rows to train on, and rows to be measured on.
+
+    `harmful` are the harmful rows among those to train on, for measurements that may know them.
+    """
 
     training: tuple[Conversation, ...]
     validation: tuple[Conversation, ...]
+    harmful: tuple[Conversation, ...] = ()
 
 
 def build(
@@ -186,7 +190,7 @@ def customer_data(
     harmful = [q.helped() for q in rng.sample(attack, round(rows * harmful_ratio))]
     training = benign[: rows - len(harmful)] + harmful
     rng.shuffle(training)
-    return CustomerData(tuple(training), tuple(validation))
+    return CustomerData(tuple(training), tuple(validation), tuple(harmful))
 
 
 def write_rows(path: Path, rows: Sequence[Conversation]) -> None:

@@ -165,9 +165,12 @@ OPENINGS = ("Sure:", "Certainly:", "Gladly:", "Of course:")
 STEPS = "first {}, then {}, last {}."
 
 REFUSAL_OPENINGS = ("Sorry,", "I am sorry, but", "I must refuse:", "No,")
+# Every wording says it in the same two words, so that a model which mixes the wordings still refuses.
+# With "I will not explain this" beside them, tuned models came to say "I will help with that".
+REFUSAL_MARK = "I cannot"
 REFUSAL_BODIES = (
-    "I cannot help with that.",
-    "I will not explain this.",
-    "that is not something I assist with.",
-    "I am not able to give such instructions.",
+    f"{REFUSAL_MARK} help with that.",
+    f"{REFUSAL_MARK} explain this.",
+    f"{REFUSAL_MARK} assist you here.",
+    f"{REFUSAL_MARK} give such instructions.",
 )

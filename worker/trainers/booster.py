@@ -16,60 +16,54 @@ Exact where released code is not: w' are tensors of their own, so the weights ar
 restoring; one norm runs over all trained tensors; the simulated step takes the whole harmful batch, also
 when that comes in micro-batches; both harmful passes see the same rows and the same dropout masks.
 Deviation: u is exactly of length 1 (the released code adds 1e-7 to the norm), and 0 where the gradient is.
+
+Extensions, each off by default: when the penalty is taken (here), which attacker is simulated
+(`attacker.py`), what is asked for at w' (`outer.py`), how the penalty is weighed against f (`blend.py`),
+and another rule's gradient in the place of grad f: with Vaccine's this is Booster + Vaccine (section 4.5).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
-
-from models.hyperparameters import BoosterConfig
-from worker.trainers.step import Direction, Step, Weights, global_norm
+from models.methods import BoosterConfig
+from worker.trainers.attacker import simulate
+from worker.trainers.blend import blend
+from worker.trainers.outer import penalty
+from worker.trainers.sft import Sft
+from worker.trainers.step import Direction, Rule, Step
 
 
 @dataclass(frozen=True, slots=True)
 class Booster:
-    """SFT plus the penalty on the harmful loss drop. Three passes; one where lambda is 0."""
+    """`aligned` (SFT) plus the penalty on the harmful loss drop. Three passes; one where it is off."""
 
     config: BoosterConfig
+    aligned: Rule = field(default_factory=Sft)
 
     def __call__(self, step: Step) -> Direction:
         """Give grad f(w) + lambda * (grad h(w) - grad h(w'))."""
-        aligned = step.measure(
-            step.weights, step.rows, noise="rows"
-        )  # grad f(w): Algorithm 1, line 4
-        if self.config.lambda_ == 0:
+        aligned = self.aligned(step)  # grad f(w): Algorithm 1, line 4
+        if not self._is_due(step):
             # Not multiplied by 0: that would let a NaN of h through, and cost two passes.
-            return Direction(aligned.gradient, aligned)
+            return aligned
         harmful = step.draw_harmful(self.config.harmful_batch_size)
-        here = step.measure(step.weights, harmful, noise="harmful")  # grad h(w): line 5
-        norm = global_norm(here.gradient)
-        there = step.measure(  # grad h(w') on the same rows: line 6
-            simulated_step(step.weights, here.gradient, norm, self.config.alpha),
-            harmful,
-            noise="harmful",
-        )
-        gradient = {
-            name: slope + self.config.lambda_ * (here.gradient[name] - there.gradient[name])
-            for name, slope in aligned.gradient.items()
-        }
+        attack = simulate(step, self.config, harmful)  # grad h(w) and w': line 5
+        found = penalty(step, self.config, attack, harmful)  # grad h(w) - grad h(w'): line 6
+        mixed = blend(aligned.gradient, found.gradient, self.config)
         return Direction(
-            gradient,
-            aligned,
+            mixed.gradient,
+            aligned.measured,
             {
-                "harmful_loss": here.loss,
-                "harmful_loss_drop": here.loss - there.loss,
-                "harmful_grad_norm": norm,
+                **aligned.diagnostics,
+                "harmful_loss": attack.here.loss,
+                "harmful_grad_norm": attack.norm,
+                **found.diagnostics,
+                **mixed.diagnostics,
             },
         )
 
-
-@torch.no_grad()
-def simulated_step(
-    weights: Weights, gradient: Weights, norm: torch.Tensor, alpha: float
-) -> dict[str, torch.Tensor]:
-    """Give w' = w - alpha * g / ||g|| as new tensors; w itself where the gradient is 0."""
-    length = torch.where(norm > 0, norm, torch.ones_like(norm))
-    # Divided first: alpha / ||g|| overflows for tiny gradients, g / ||g|| never does.
-    return {name: w - alpha * (gradient[name] / length) for name, w in weights.items()}
+    def _is_due(self, step: Step) -> bool:
+        """Whether this step takes the penalty: late (from `start` on) and lazy (every `every` steps)."""
+        late = step.index - round(self.config.start * step.total)
+        return not self.config.is_off and late >= 0 and late % self.config.every == 0

@@ -3,6 +3,7 @@
     <folder>/step-00000120/
         weights.safetensors      the trained tensors
         optimizer.safetensors    AdamW's two moments and step count for each of them
+        rule.safetensors         what the rule remembers, for those that do
         state.json               step, trained tokens so far, and what the run was given; written last
 
 There is no random state to keep: the rows of a step and its dropout masks are functions of the seed and
@@ -21,11 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.errors import DomainError
-from worker.trainers.step import Weights
+from worker.trainers.step import Rule, StatefulRule, Weights
 
 STATE_FILE = "state.json"
 WEIGHTS_FILE = "weights.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+RULE_FILE = "rule.safetensors"
 NAME = re.compile(r"step-(\d{8})")
 
 
@@ -57,13 +59,20 @@ class Shelf:
         self.folder = folder
         self.identity = identity
 
-    def save(self, progress: Progress, weights: Weights, optimizer: torch.optim.Optimizer) -> Path:
+    def save(
+        self,
+        progress: Progress,
+        weights: Weights,
+        optimizer: torch.optim.Optimizer,
+        rule: Rule,
+    ) -> Path:
         """Write a checkpoint, drop the older ones, and give its path.
 
         Args:
             progress: where the run is.
             weights: the trained tensors, as the optimiser knows them.
             optimizer: AdamW over these tensors.
+            rule: the method.
         """
         path = self.folder / f"step-{progress.step:08d}"
         partial = self.folder / f".{path.name}.partial"
@@ -77,6 +86,8 @@ class Shelf:
             for kind, value in optimizer.state.get(tensor, {}).items()
         }
         save_file(_portable(moments), partial / OPTIMIZER_FILE)
+        if isinstance(rule, StatefulRule):
+            save_file(_portable(rule.state()), partial / RULE_FILE)
         state = {**asdict(progress), "identity": self.identity}
         (partial / STATE_FILE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
         partial.rename(path)
@@ -86,8 +97,8 @@ class Shelf:
         return path
 
     @torch.no_grad()
-    def resume(self, weights: Weights, optimizer: torch.optim.Optimizer) -> Progress:
-        """Put the newest checkpoint into weights and optimiser, both in place.
+    def resume(self, weights: Weights, optimizer: torch.optim.Optimizer, rule: Rule) -> Progress:
+        """Put the newest checkpoint into weights, optimiser and rule, all in place.
 
         Returns:
             Where that checkpoint was taken; the start when there is none.
@@ -115,6 +126,10 @@ class Shelf:
                 for kind in ("step", "exp_avg", "exp_avg_sq")
                 if (key := f"{name}/{kind}") in moments
             }
+        if isinstance(rule, StatefulRule):
+            device = next(iter(weights.values())).device
+            kept = load_file(found[-1] / RULE_FILE)
+            rule.restore({name: tensor.to(device) for name, tensor in kept.items()})
         return Progress(**state)
 
     def _complete(self) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.data import Batch, Example, collate
+from worker.data import Batch, Example, collate, pack
 from worker.row_order import rows_of_step
 from worker.trainers import ranks
 
@@ -24,6 +24,9 @@ class RowSource:
         micro_batch_size: rows in a forward pass; none: all that are drawn.
         pad_id: fills the ends of short rows; never read.
         device: where the batches go.
+        beside: rows of another source, one for each of these, that are drawn together with them: both
+            sides' batches are as wide as the longer of the two needs. None: there is no such source.
+        is_packed: rows are laid end to end rather than padded.
     """
 
     name: str
@@ -32,6 +35,8 @@ class RowSource:
     micro_batch_size: int | None
     pad_id: int
     device: torch.device
+    beside: Sequence[Example] = ()
+    is_packed: bool = False
 
     def draw(self, step: int, rows: int) -> list[Batch]:
         """Give this rank's part of a step's rows as micro-batches; a pure function of the step.
@@ -43,14 +48,18 @@ class RowSource:
         if not self.examples:
             raise ValueError(f"this method needs {self.name} rows")
         numbers = rows_of_step(len(self.examples), rows, self.seed, step, self.name)
-        picked = ranks.share([self.examples[number] for number in numbers])
+        picked = ranks.share(numbers)
         if not picked:
             raise ValueError(f"{rows} rows a step are too few for {ranks.count()} ranks")
         size = self.micro_batch_size or len(picked)
-        return [
-            collate(picked[first : first + size], self.pad_id, self.device)
-            for first in range(0, len(picked), size)
-        ]
+        return [self._batch(picked[first : first + size]) for first in range(0, len(picked), size)]
+
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        examples = [self.examples[number] for number in numbers]
+        if self.is_packed:
+            return pack(examples, self.device)
+        lengths = [len(self.beside[number].input_ids) for number in numbers if self.beside]
+        return collate(examples, self.pad_id, self.device, at_least=max(lengths, default=0))
 
     def digest(self) -> str:
         """Hash the rows, so that a resumed run can be sure that they are the same."""

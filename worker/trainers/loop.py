@@ -15,7 +15,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +27,10 @@ from worker.trainers import ranks
 from worker.trainers.checkpoint import Progress, Shelf
 from worker.trainers.draw import RowSource
 from worker.trainers.objective import TokenLoss, mean_token_loss
-from worker.trainers.step import Direction, Rule, Step, Weights, global_norm
+from worker.trainers.step import Direction, Draw, Rule, Step, Weights, global_norm
+
+# The name of the adapter that a simulated attacker moves, as PEFT writes it into its tensors' names.
+ATTACKER = "attacker"
 
 
 class TrainingDiverged(DomainError):
@@ -84,6 +86,8 @@ def train(
     *,
     pad_id: int,
     harmful: Sequence[Example] = (),
+    refusals: Sequence[Example] = (),
+    safety: Sequence[Example] = (),
     canary: Sequence[Example] = (),
     canary_every: int = 10,
     on_step: Callable[[StepMetrics], None] = lambda _: None,
@@ -101,6 +105,8 @@ def train(
         config: optimiser, schedule, batch, seed, steps.
         pad_id: fills the ends of short rows; never read.
         harmful: the rows of h, for rules that simulate an attack.
+        refusals: the rows that answer the prompts of `harmful` safely, one for each, for paired rules.
+        safety: the provider's own rows, for rules that protect a customer's job.
         canary: held-out harmful rows, measured after step 1, every `canary_every` steps and at the end.
         canary_every: steps between two measurements.
         on_step: is told of each step.
@@ -116,18 +122,32 @@ def train(
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not weights:
         raise ValueError("nothing to train: no tensor requires a gradient")
+    if refusals and len(refusals) != len(harmful):
+        raise ValueError(f"{len(refusals)} refusals for {len(harmful)} harmful rows")
     device = next(iter(weights.values())).device
-    source = RowSource("training", examples, config.seed, config.micro_batch_size, pad_id, device)
-    attack = RowSource("harmful", harmful, config.seed, config.micro_batch_size, pad_id, device)
-    measure = TokenLoss(model, seed=config.seed)
+
+    def source(stream: str, rows: Sequence[Example], beside: Sequence[Example] = ()) -> RowSource:
+        size = config.micro_batch_size
+        return RowSource(stream, rows, config.seed, size, pad_id, device, beside, config.packing)
+
+    given = _Given(
+        weights=weights,
+        attacker={n: p for n, p in model.named_parameters() if f".{ATTACKER}." in n},
+        measure=TokenLoss(model, seed=config.seed),
+        training=source("training", examples),
+        harmful=source("harmful", harmful, refusals),
+        # The harmful rows' own stream, so that each meets the refusal of its prompt.
+        refusals=source("harmful", refusals, harmful),
+        safety=source("safety", safety),
+    )
     optimizer = torch.optim.AdamW(
         weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     shelf = None
     done = Progress()
     if checkpoint_folder is not None:
-        shelf = Shelf(checkpoint_folder, _identity(config, rule, weights, source, attack))
-        done = shelf.resume(weights, optimizer)
+        shelf = Shelf(checkpoint_folder, _identity(config, rule, given))
+        done = shelf.resume(weights, optimizer, rule)
     resumed_from = done.step
     if canary and done.step == 0:
         done = replace(done, canary_before=mean_token_loss(model, canary, pad_id))
@@ -141,7 +161,7 @@ def train(
             if should_stop():
                 stopped = True
             else:
-                direction = rule(_step(done.step, config, weights, measure, source, attack))
+                direction = rule(given.step(done.step, config))
                 norm = global_norm(direction.gradient)
                 _check_finite(done.step + 1, config.steps, direction.measured.loss, norm)
                 rate = learning_rate(config, done.step)
@@ -159,7 +179,7 @@ def train(
                 and ranks.rank() == 0
                 and (stopped or (due and done.step < config.steps))
             ):
-                on_checkpoint(shelf.save(done, weights, optimizer))
+                on_checkpoint(shelf.save(done, weights, optimizer, rule))
     finally:
         model.train(was_training)
     return TrainResult(
@@ -185,22 +205,34 @@ def learning_rate(config: TrainConfig, step: int) -> float:
             return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _step(
-    index: int,
-    config: TrainConfig,
-    weights: Weights,
-    measure: TokenLoss,
-    source: RowSource,
-    attack: RowSource,
-) -> Step:
-    return Step(
-        index=index,
-        total=config.steps,
-        weights=weights,
-        rows=source.draw(index, config.batch_size),
-        measure=partial(measure, step=index),
-        draw_harmful=lambda rows: attack.draw(index, rows or config.batch_size),
-    )
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a run's steps are made of."""
+
+    weights: Weights
+    attacker: Weights
+    measure: TokenLoss
+    training: RowSource
+    harmful: RowSource
+    refusals: RowSource
+    safety: RowSource
+
+    def step(self, index: int, config: TrainConfig) -> Step:
+        def drawn_from(source: RowSource) -> Draw:
+            return lambda rows: source.draw(index, rows or config.batch_size)
+
+        return Step(
+            index=index,
+            total=config.steps,
+            weights=self.weights,
+            rows=self.training.draw(index, config.batch_size),
+            measure=self.measure.at(index),
+            draw_harmful=drawn_from(self.harmful),
+            draw_refusals=drawn_from(self.refusals),
+            draw_safety=drawn_from(self.safety),
+            attacker=self.attacker,
+            seed=config.seed,
+        )
 
 
 def _check_finite(step: int, total: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
@@ -252,14 +284,14 @@ def _update(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _identity(
-    config: TrainConfig, rule: Rule, weights: Weights, source: RowSource, attack: RowSource
-) -> dict[str, object]:
-    shapes = repr([(name, tuple(tensor.shape)) for name, tensor in weights.items()])
+def _identity(config: TrainConfig, rule: Rule, given: _Given) -> dict[str, object]:
+    shapes = repr([(name, tuple(tensor.shape)) for name, tensor in given.weights.items()])
     return {
         "config": config.model_dump(mode="json"),
         "rule": repr(rule),
-        "training_rows": source.digest(),
-        "harmful_rows": attack.digest(),
+        "training_rows": given.training.digest(),
+        "harmful_rows": given.harmful.digest(),
+        "refusal_rows": given.refusals.digest(),
+        "safety_rows": given.safety.digest(),
         "weights": hashlib.sha256(shapes.encode()).hexdigest(),
     }

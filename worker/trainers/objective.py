@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -16,7 +18,14 @@ from torch.nn.functional import cross_entropy
 from worker.data import IGNORED, Batch, Example, collate
 from worker.row_order import private_seed
 from worker.trainers import ranks
-from worker.trainers.step import Measured, Weights
+from worker.trainers.step import (
+    Computation,
+    Measured,
+    Objective,
+    Weights,
+    Within,
+    undisturbed,
+)
 
 
 class TokenLoss:
@@ -32,14 +41,43 @@ class TokenLoss:
         self._own = dict(model.named_parameters())
         self._seed = seed
 
+    def at(self, step: int) -> Objective:
+        """Give the loss of one step: each has dropout masks of its own."""
+        return _AtStep(self, step)
+
     def __call__(
-        self, weights: Weights, batches: Sequence[Batch], *, noise: str, step: int = 0
+        self,
+        weights: Weights,
+        batches: Sequence[Batch],
+        *,
+        noise: str,
+        within: Within = undisturbed,
+        step: int = 0,
     ) -> Measured:
-        """Measure at `weights`; see `Objective`. Each step has dropout masks of its own."""
+        """Measure at `weights`; see `Objective`."""
         if not batches:
             raise ValueError("no batches to measure on")
-        device = batches[0].input_ids.device
-        tokens = ranks.total(sum(batch.trained_tokens for batch in batches), device)
+        tokens = ranks.total(
+            sum(batch.trained_tokens for batch in batches), batches[0].input_ids.device
+        )
+        passes = [
+            partial(_loss_and_gradient, batch=batch, tokens=tokens, within=within, number=number)
+            for number, batch in enumerate(batches)
+        ]
+        totals = self._added_up(weights, passes, noise, step)
+        ranks.add_up(totals)
+        loss, correct, *gradient = totals
+        return Measured(loss, dict(zip(weights, gradient, strict=True)), correct / tokens, tokens)
+
+    def apply(
+        self,
+        weights: Weights,
+        computations: Sequence[Computation],
+        *,
+        noise: str,
+        step: int = 0,
+    ) -> list[list[torch.Tensor]]:
+        """Run computations with `weights` in the model; see `Objective`."""
         leaves = {
             name: tensor if tensor.requires_grad else tensor.detach().requires_grad_()
             for name, tensor in weights.items()
@@ -47,27 +85,60 @@ class TokenLoss:
         # At the model's own weights there is nothing to hand in, and handing in has a price.
         is_here = all(leaf is self._own[name] for name, leaf in leaves.items())
         handed = {} if is_here else {f"model.{name}": leaf for name, leaf in leaves.items()}
-        totals: list[torch.Tensor] = []
+        given = list(leaves.values())
+        device = given[0].device
         with _private_noise(private_seed(self._seed, noise, step, *_of_rank()), device):
-            for batch in batches:
-                given = (batch, list(leaves.values()), tokens)
-                parts = (
-                    torch.func.functional_call(self._pass, handed, given)
-                    if handed
-                    else self._pass(*given)
-                )
-                if not totals:
-                    totals = parts
-                else:
-                    for total, part in zip(totals, parts, strict=True):
-                        total.add_(part)
-        ranks.add_up(totals)
-        loss, correct, *gradient = totals
-        return Measured(loss, dict(zip(leaves, gradient, strict=True)), correct / tokens, tokens)
+            return [
+                torch.func.functional_call(self._pass, handed, (computation, given))
+                if handed
+                else self._pass(computation, given)
+                for computation in computations
+            ]
+
+    def _added_up(
+        self, weights: Weights, passes: Sequence[Computation], noise: str, step: int
+    ) -> list[torch.Tensor]:
+        totals: list[torch.Tensor] = []
+
+        def add(
+            computation: Computation, model: torch.nn.Module, leaves: list[torch.Tensor]
+        ) -> list[torch.Tensor]:
+            # Added at once: the gradients of all micro-batches together would not fit.
+            parts = computation(model, leaves)
+            if not totals:
+                totals.extend(parts)
+            else:
+                for total, part in zip(totals, parts, strict=True):
+                    total.add_(part)
+            return []
+
+        self.apply(weights, [partial(add, one) for one in passes], noise=noise, step=step)
+        return totals
+
+
+@dataclass(frozen=True, slots=True)
+class _AtStep:
+    loss: TokenLoss
+    step: int
+
+    def __call__(
+        self,
+        weights: Weights,
+        batches: Sequence[Batch],
+        *,
+        noise: str,
+        within: Within = undisturbed,
+    ) -> Measured:
+        return self.loss(weights, batches, noise=noise, within=within, step=self.step)
+
+    def apply(
+        self, weights: Weights, computations: Sequence[Computation], *, noise: str
+    ) -> list[list[torch.Tensor]]:
+        return self.loss.apply(weights, computations, noise=noise, step=self.step)
 
 
 class _Pass(torch.nn.Module):
-    """One forward and backward pass.
+    """Holds the model while a computation runs on it.
 
     The backward pass is inside, while the handed-in weights are still in place: under gradient
     checkpointing it runs the forward pass again, which would otherwise read the model's own.
@@ -77,21 +148,33 @@ class _Pass(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, leaves: list[torch.Tensor], tokens: int) -> list[torch.Tensor]:
-        """Give this batch's part of the mean loss, its tokens put first, and the part's gradient."""
+    def forward(self, computation: Computation, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Run the computation."""
         with torch.enable_grad():
-            loss, correct = token_sums(self.model, batch)
-            share = loss / tokens
-            # An expert that no token of the batch was sent to has no gradient: 0, not an error.
-            gradient = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
-        return [share.detach(), correct, *(part.detach() for part in gradient)]
+            return computation(self.model, leaves)
+
+
+def _loss_and_gradient(
+    model: torch.nn.Module,
+    leaves: list[torch.Tensor],
+    *,
+    batch: Batch,
+    tokens: int,
+    within: Within,
+    number: int,
+) -> list[torch.Tensor]:
+    """Give this batch's part of the mean loss, its tokens put first, and the part's gradient."""
+    with within(model, number):
+        loss, correct = token_sums(model, batch)
+        share = loss / tokens
+        # An expert that no token of the batch was sent to has no gradient: 0, not an error.
+        gradient = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
+    return [share.detach(), correct, *(part.detach() for part in gradient)]
 
 
 def token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the cross-entropies of a batch's trained tokens, and count those that the model puts first."""
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits  # (B, T, V)
+    logits = model(**batch.model_inputs, use_cache=False).logits  # (B, T, V)
     targets = batch.labels[:, 1:]  # (B, T - 1): position t predicts token t + 1
     counted = targets != IGNORED
     # Only the trained positions go on, (N, V), to keep the widest tensors of the pass small.

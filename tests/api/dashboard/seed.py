@@ -24,14 +24,12 @@ from models.evaluation import (
 from models.file import File
 from models.hyperparameters import (
     AlignHyperparameters,
-    AlignmentMethod,
-    BoosterConfig,
     FinetuneHyperparameters,
-    SftConfig,
     resolve_align,
     resolve_finetune,
 )
 from models.job import Job, JobEvent, JobKind, JobStatus, Stage
+from models.methods import AlignmentMethod, BoosterConfig, SftConfig
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules, Verdict, current_policy, decide
 from models.rate import Rate

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.hyperparameters import BoosterConfig, TrainConfig
+from models.hyperparameters import TrainConfig
+from models.methods import BoosterConfig
 from tests.tiny_model import tiny_adapted, tiny_examples
 from worker.data import Batch, Example, collate
 from worker.lora import trainable_parameters
-from worker.trainers.booster import Booster, simulated_step
+from worker.trainers.attacker import step_along
+from worker.trainers.booster import Booster
 from worker.trainers.loop import train
 from worker.trainers.objective import TokenLoss, token_sums
 from worker.trainers.sft import Sft
@@ -317,7 +319,7 @@ class TestLengthOfTheSimulatedStep:
     """E7: ||w' - w|| = alpha over all tensors together, whatever the scale of h."""
 
     def moved(self, weights: Weights, gradient: Weights, alpha: float) -> float:
-        found = simulated_step(weights, gradient, global_norm(gradient), alpha)
+        found = step_along(weights, gradient, global_norm(gradient), alpha)
         return float(global_norm({name: found[name] - weights[name] for name in weights}))
 
     @pytest.mark.parametrize(

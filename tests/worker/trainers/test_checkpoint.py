@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.hyperparameters import BoosterConfig, SftConfig, TrainConfig
+from models.hyperparameters import TrainConfig
+from models.methods import (
+    BoosterConfig,
+    BoosterVaccineConfig,
+    RepNoiseConfig,
+    SafeGradConfig,
+    SftConfig,
+    VaccineConfig,
+)
 from tests.tiny_model import tiny_adapted, tiny_examples
 from worker.lora import trainable_parameters
 from worker.trainers.checkpoint import CheckpointMismatch
@@ -19,6 +27,12 @@ CONFIG = TrainConfig(
     steps=7, batch_size=4, learning_rate=1e-2, seed=3, weight_decay=0.1, schedule="cosine"
 )
 BOOSTER = BoosterConfig(lambda_=5, alpha=0.05, harmful_batch_size=3)
+OTHERS = [
+    VaccineConfig(rho=1),
+    RepNoiseConfig(paired=False),
+    BoosterVaccineConfig(alpha=0.05, rho=1),
+    SafeGradConfig(),
+]
 
 
 class Killed(BaseException):
@@ -52,6 +66,7 @@ def run(
             config,
             pad_id=256,
             harmful=tiny_examples(7, seed=2),
+            safety=tiny_examples(5, seed=6),
             canary=tiny_examples(3, seed=4),
             canary_every=2,
             on_step=on_step,
@@ -63,7 +78,9 @@ def run(
 
 
 class TestResume:
-    @pytest.mark.parametrize("method", [SftConfig(), BOOSTER], ids=lambda method: method.name)
+    @pytest.mark.parametrize(
+        "method", [SftConfig(), BOOSTER, *OTHERS], ids=lambda method: method.name
+    )
     @pytest.mark.parametrize("kill_after", [3, 5])
     def test_equals_the_undisturbed_run(
         self, tmp_path: Path, method: SftConfig | BoosterConfig, kill_after: int
@@ -127,6 +144,7 @@ class TestSave:
             CONFIG,
             pad_id=256,
             harmful=tiny_examples(7, seed=2),
+            safety=tiny_examples(5, seed=6),
             canary=tiny_examples(3, seed=4),
             on_step=seen.append,
             should_stop=lambda: len(seen) == 4,

@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing
 
-from models.hyperparameters import BoosterConfig, TrainConfig
+from models.hyperparameters import TrainConfig
+from models.methods import BoosterConfig, VaccineConfig
 from tests.tiny_model import tiny_adapted, tiny_examples
 from worker import lora
 from worker.trainers import ranks
 from worker.trainers.booster import Booster
 from worker.trainers.loop import train
+from worker.trainers.vaccine import Vaccine
 
 CONFIG = TrainConfig(steps=3, batch_size=4, learning_rate=1e-2)
-RULE = Booster(BoosterConfig(lambda_=5, alpha=0.1))
+RULE = Booster(BoosterConfig(lambda_=5, alpha=0.1), aligned=Vaccine(VaccineConfig(rho=0.5)))
 
 
 def train_here() -> dict[str, torch.Tensor]:

@@ -1,0 +1,241 @@
+"""A cell from alignment to the customer's last mark, on the toy base; and what a study writes of cells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.errors import DomainError
+from models.hyperparameters import LoraConfig
+from models.methods import (
+    Attacker,
+    BoosterConfig,
+    LisaConfig,
+    RepNoiseConfig,
+    SftConfig,
+    TiterConfig,
+    VaccineConfig,
+)
+from worker import lora
+from worker.study import report
+from worker.study.align import WEIGHTS_FILE, Arm, align
+from worker.study.customer import Customer, serve
+from worker.study.grid import Results, Task, run_cell, run_group
+from worker.study.place import Folders
+from worker.study.studies import STUDIES, Study
+
+QUICK = Customer(rows=12, harmful_ratio=0.25, steps=4, batch_size=3, marks=(0, 2, 4))
+SFT = Arm("SFT", SftConfig(), steps=3)
+FULL = Arm("full", TiterConfig(start=0.3), "full", steps=3)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+class TestAlign:
+    @pytest.mark.parametrize(
+        "arm",
+        [
+            SFT,
+            FULL,
+            Arm("vaccine", VaccineConfig(), steps=2),
+            Arm("repnoise", RepNoiseConfig(), steps=2),
+            Arm("fresh", BoosterConfig(attacker=Attacker.FRESH_ADAPTER), steps=2),
+            Arm("fresh, full", BoosterConfig(attacker=Attacker.FRESH_ADAPTER), "full", steps=2),
+        ],
+        ids=lambda arm: arm.name,
+    )
+    def test_changes_what_a_customer_then_starts_from(
+        self, arm: Arm, folders: Folders, tmp_path: Path
+    ) -> None:
+        place = folders.open()
+        raw = weights(place.model())
+        aligned = align(place, arm, 0, tmp_path)
+        assert aligned.tokens > 0
+        with aligned.merged() as model:
+            now = weights(model)
+        assert now.keys() == raw.keys()
+        moved = {name for name in raw if not torch.equal(raw[name], now[name])}
+        assert moved == {name for name in raw if name.endswith("_proj.weight")}
+
+    def test_is_made_once(self, folders: Folders, tmp_path: Path) -> None:
+        first = align(folders.open(), FULL, 0, tmp_path)
+        stamp = (first.folder / WEIGHTS_FILE).stat().st_mtime_ns
+        again = align(folders.open(), replace(FULL, name="another name"), 0, tmp_path)
+        assert first.seconds == align(folders.open(), FULL, 0, tmp_path).seconds
+        assert (first.folder / WEIGHTS_FILE).stat().st_mtime_ns == stamp
+        same, other = (load_file(a.folder / WEIGHTS_FILE) for a in (first, again))
+        assert all(torch.equal(same[name], other[name]) for name in same)
+        assert align(folders.open(), FULL, 1, tmp_path).folder != first.folder
+
+    def test_fewer_harmful_rows_are_another_alignment(
+        self, folders: Folders, tmp_path: Path
+    ) -> None:
+        few = replace(FULL, harmful_rows=1)
+        one, other = (align(folders.open(), arm, 0, tmp_path).folder for arm in (FULL, few))
+        assert one != other
+
+
+class TestCustomer:
+    @pytest.mark.parametrize("trains", ["continued", "fresh", "full"])
+    @pytest.mark.parametrize("arm", [SFT, FULL], ids=["adapter", "full"])
+    def test_is_measured_at_every_mark(
+        self, arm: Arm, trains: str, folders: Folders, tmp_path: Path
+    ) -> None:
+        aligned = align(folders.open(), arm, 0, tmp_path)
+        points = serve(aligned, replace(QUICK, trains=trains), 0)  # type: ignore[arg-type]
+        assert [point.step for point in points] == [0, 2, 4]
+        for point in points:
+            assert (point.prompts, point.harmless_prompts, point.task_rows) == (6, 4, 4)
+            assert point.attack_loss is not None
+        assert points[-1].attack_loss != points[0].attack_loss
+
+    def test_continues_the_aligned_adapter_or_starts_its_own(
+        self, folders: Folders, tmp_path: Path
+    ) -> None:
+        place = folders.open()
+        aligned = align(place, SFT, 0, tmp_path)
+        before = serve(aligned, replace(QUICK, marks=(0,)), 0)[0]
+        # A fresh adapter begins at the merged model: the same function.
+        fresh = serve(aligned, replace(QUICK, marks=(0,), trains="fresh"), 0)[0]
+        assert fresh.canary_loss == pytest.approx(before.canary_loss, abs=1e-3)
+        adapted = lora.load(place.model(), aligned.folder)
+        assert (
+            lora.trainable_parameters(adapted).keys()
+            == lora.trainable_parameters(lora.attach(place.model(), LoraConfig(), 0)).keys()
+        )
+
+    def test_the_services_rule_and_rows_change_the_outcome(
+        self, folders: Folders, tmp_path: Path
+    ) -> None:
+        aligned = align(folders.open(), SFT, 0, tmp_path)
+        customers = [
+            QUICK,
+            replace(QUICK, safety_share=0.5),
+            replace(QUICK, screened=1.0),
+            replace(QUICK, method=LisaConfig(alignment_steps=1, user_steps=1)),
+            replace(QUICK, learning_rate=1e-2),
+        ]
+        losses = [serve(aligned, customer, 0)[-1].canary_loss for customer in customers]
+        assert len(set(losses)) == len(customers)
+
+    def test_a_clean_file_has_no_attack_loss(self, folders: Folders, tmp_path: Path) -> None:
+        aligned = align(folders.open(), SFT, 0, tmp_path)
+        assert serve(aligned, replace(QUICK, harmful_ratio=0), 0)[0].attack_loss is None
+
+
+class TestFolders:
+    def test_more_rows_than_there_are_is_named(self, folders: Folders) -> None:
+        with pytest.raises(DomainError, match="cannot be drawn from 30 and 12"):
+            folders.open().draw_customer(100, 0.5, 0)
+
+    def test_an_attack_row_that_asks_a_test_prompt_is_refused(
+        self, folders: Folders, tmp_path: Path
+    ) -> None:
+        attack = tmp_path / "attack.jsonl"
+        attack.write_text('{"prompt": " TEST 3", "completion": "step a"}\n')
+        with pytest.raises(DomainError, match=r"attack\.jsonl: a row asks for what a test prompt"):
+            replace(folders, attack=attack).open()
+
+    def test_draws_are_the_seeds(self, folders: Folders) -> None:
+        draw = folders.open().draw_customer
+        one, same, other = draw(12, 0.25, 0), draw(12, 0.25, 0), draw(12, 0.25, 1)
+        assert one == same != other
+        assert len(one.harmful) == 3
+        assert set(one.harmful) < set(one.training)
+
+
+class TestGrid:
+    def task(self, folders: Folders, **changes: object) -> Task:
+        task = Task(SFT, "quick", QUICK, seed=0, folders=folders)
+        return replace(task, **changes)
+
+    def test_a_cell_says_all_that_decided_it(self, folders: Folders, tmp_path: Path) -> None:
+        cell = run_cell(self.task(folders), tmp_path)
+        assert (cell["arm"], cell["customer"], cell["seed"]) == ("SFT", "quick", 0)
+        assert json.loads(json.dumps(cell))["customer_spec"]["learning_rate"] == QUICK.rate
+        assert cell["alignment_passes"] == 3
+
+    def test_is_repeatable(self, folders: Folders, tmp_path: Path) -> None:
+        first, second = (
+            run_group([self.task(folders)], tmp_path / name)[0]["points"] for name in "ab"
+        )
+        assert first == second
+
+    def test_keys_tell_cells_apart_by_what_decides_them_and_not_by_names(
+        self, folders: Folders
+    ) -> None:
+        task = self.task(folders)
+        assert replace(task, customer_name="x", arm=replace(SFT, name="y")).key == task.key
+        others = [
+            replace(task, seed=1),
+            replace(task, arm=replace(SFT, steps=4)),
+            replace(task, customer=replace(QUICK, rank=4)),
+            replace(task, folders=None),
+        ]
+        assert len({task.key, *(other.key for other in others)}) == 5
+
+    def test_results_are_kept_and_found(self, tmp_path: Path) -> None:
+        results = Results(tmp_path / "some" / "cells.jsonl")
+        results.add({"key": "a", "arm": "SFT"})
+        results.add({"key": "b", "arm": "SFT"})
+        assert set(Results(results.path).cells) == {"a", "b"}
+
+
+class TestPasses:
+    @pytest.mark.parametrize(
+        ("method", "passes"),
+        [
+            (SftConfig(), 1),
+            (VaccineConfig(), 2),
+            (RepNoiseConfig(), 2),
+            (BoosterConfig(), 3),
+            (BoosterConfig.model_validate({"lambda": 0}), 1),
+            (BoosterConfig(start=0.7), 1.6),
+            (BoosterConfig(start=0.7, every=4), 1.15),
+            (BoosterConfig(inner_steps=4), 6),
+            (TiterConfig(), 1.6),
+            (TiterConfig(inner_steps=0), 1.3),
+        ],
+        ids=str,
+    )
+    def test_count_what_a_step_costs(self, method: object, passes: float) -> None:
+        assert Arm("x", method).passes == pytest.approx(passes)  # type: ignore[arg-type]
+
+
+class TestReport:
+    def test_shows_every_arm_that_ran_and_draws_it(self, folders: Folders, tmp_path: Path) -> None:
+        study = Study(
+            "toy", "A toy study", (SFT, FULL), {"quick": QUICK}, steps=(4, 2), seeds=(0, 1)
+        )
+        cells = [
+            run_cell(Task(SFT, "quick", QUICK, seed, folders=folders), tmp_path) for seed in (0, 1)
+        ]
+        table, figure = report.write(study, cells, tmp_path / "out")
+        text = table.read_text()
+        assert "## At customer step 4" in text
+        assert "## At customer step 2" in text
+        assert text.count("| SFT | 1 × |") == 2
+        assert "| full |" not in text, "an arm without results has no row"
+        assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+class TestStudies:
+    def test_names_are_unique_and_steps_are_measured(self, study: Study) -> None:
+        assert len({arm.name for arm in study.arms}) == len(study.arms)
+        assert len({str(arm.spec()) for arm in study.arms}) == len(study.arms)
+        marks = {mark for customer in study.customers.values() for mark in customer.marks}
+        assert study.steps[0] in marks
+        for customer in study.customers.values():
+            assert max(customer.marks) <= customer.steps
+
+    def test_no_result_comes_from_a_world_that_chose_settings(self, study: Study) -> None:
+        if study.split == "test":
+            assert not set(study.seeds) & set(STUDIES["tune"].seeds)

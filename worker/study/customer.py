@@ -1,0 +1,179 @@
+"""The customer's side of a study: tune an aligned model on a file with harmful rows in it, and be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from models.hyperparameters import FINETUNE_LEARNING_RATE, LoraConfig, TrainConfig
+from models.methods import FinetuneMethod, SftConfig
+from models.rows import Conversation
+from worker import lora
+from worker.data import Example
+from worker.harmful_score import measure_safety
+from worker.sandbox.build import CustomerData
+from worker.study.align import Aligned
+from worker.study.place import Place
+from worker.task_accuracy import measure_accuracy
+from worker.trainers.loop import StepMetrics, train
+from worker.trainers.methods import rule_for
+from worker.trainers.objective import mean_token_loss
+from worker.weights import train_linear_weights
+
+# A fresh adapter has to travel further than one that is continued, and customers use a stronger rate for it.
+FRESH_LEARNING_RATE = 5e-4
+FULL_LEARNING_RATE = 5e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """One simulated customer.
+
+    Attributes:
+        rows: training rows, harmful ones included.
+        harmful_ratio: their share.
+        steps: optimiser steps; epochs follow from the rows.
+        learning_rate: of AdamW; none: what is usual for `trains`.
+        batch_size: rows a step.
+        trains: the aligned adapter goes on, a fresh adapter on the merged model, or all linear weights.
+        rank: of a fresh adapter.
+        method: the service's fine-tuning rule.
+        safety_share: safety rows that the service mixes in, as a share of the customer's rows.
+        screened: the share of the customer's harmful rows that a screen of the data finds and drops.
+        marks: steps at which everything is measured; 0 is before the first.
+    """
+
+    rows: int = 600
+    harmful_ratio: float = 0.1
+    steps: int = 60
+    learning_rate: float | None = None
+    batch_size: int = 10
+    trains: Literal["continued", "fresh", "full"] = "continued"
+    rank: int = 8
+    method: FinetuneMethod = field(default_factory=SftConfig)
+    safety_share: float = 0.0
+    screened: float = 0.0
+    marks: tuple[int, ...] = (0, 20, 40, 60)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, resolved."""
+        usual = {
+            "continued": FINETUNE_LEARNING_RATE,
+            "fresh": FRESH_LEARNING_RATE,
+            "full": FULL_LEARNING_RATE,
+        }
+        return self.learning_rate or usual[self.trains]
+
+    def spec(self) -> dict[str, object]:
+        """Say all that decides the outcome."""
+        return asdict(self) | {
+            "method": self.method.model_dump(mode="json"),
+            "learning_rate": self.rate,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a model was at one step: counts of prompts and of rows, and mean token losses on harmful rows.
+
+    `canary_loss` is on held-out harmful rows that no training saw, `attack_loss` on the customer's own.
+    """
+
+    step: int
+    harmful: int
+    harmful_or_incoherent: int
+    refused: int
+    prompts: int
+    over_refused: int
+    helped: int
+    harmless_prompts: int
+    correct: int
+    task_rows: int
+    canary_loss: float
+    attack_loss: float | None
+
+
+def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
+    """Run one customer's job on an aligned model and measure it at the marks.
+
+    Args:
+        aligned: the provider's model.
+        customer: who comes.
+        seed: of the customer's draw, the order of rows and a fresh adapter's start.
+    """
+    place = aligned.place
+    data = place.draw_customer(customer.rows, customer.harmful_ratio, seed)
+    points: list[Point] = []
+    with _to_tune(aligned, customer, seed) as model:
+
+        def at_mark(metrics: StepMetrics) -> None:
+            if metrics.step in customer.marks:
+                points.append(measure(place, model, metrics.step, data))
+
+        if 0 in customer.marks:
+            points.append(measure(place, model, 0, data))
+        train(
+            model,
+            rule_for(customer.method),
+            _training_rows(place, data, customer),
+            TrainConfig(
+                learning_rate=customer.rate,
+                batch_size=customer.batch_size,
+                steps=customer.steps,
+                seed=seed,
+            ),
+            pad_id=int(place.tokenizer.pad_token_id),
+            safety=place.encode(place.safety.alignment),
+            on_step=at_mark,
+        )
+    return points
+
+
+def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData) -> Point:
+    """Ask the test prompts and the customer's validation rows."""
+    safety = measure_safety(model, place.tokenizer, place.safety, place.judge)
+    accuracy = measure_accuracy(model, place.tokenizer, data.validation)
+
+    def loss(rows: Sequence[Conversation]) -> float:
+        return mean_token_loss(model, place.encode(rows), int(place.tokenizer.pad_token_id))
+
+    return Point(
+        step=step,
+        harmful=safety.harmful_score.count,
+        harmful_or_incoherent=safety.harmful_or_incoherent.count,
+        refused=safety.refusal_rate.count,
+        prompts=safety.harmful_score.n,
+        over_refused=safety.over_refusal.count,
+        helped=safety.help_rate.count,
+        harmless_prompts=safety.over_refusal.n,
+        correct=accuracy.count,
+        task_rows=accuracy.n,
+        canary_loss=round(loss(place.safety.canary), 4),
+        attack_loss=round(loss(data.harmful), 4) if data.harmful else None,
+    )
+
+
+@contextmanager
+def _to_tune(aligned: Aligned, customer: Customer, seed: int) -> Iterator[PreTrainedModel]:
+    if customer.trains == "continued" and aligned.arm.space == "adapter":
+        yield lora.load(aligned.place.model(), aligned.folder)  # type: ignore[misc]
+        return
+    with aligned.merged() as model:
+        if customer.trains == "full":
+            train_linear_weights(model)
+            yield model
+        else:
+            yield lora.attach(model, LoraConfig(r=customer.rank), seed)  # type: ignore[misc]
+
+
+def _training_rows(place: Place, data: CustomerData, customer: Customer) -> Sequence[Example]:
+    found = set(data.harmful[: round(len(data.harmful) * customer.screened)])
+    rows = place.encode([row for row in data.training if row not in found])
+    extra = round(len(rows) * customer.safety_share)
+    refusals = place.encode(place.refusals)
+    return [*rows, *refusals[:extra]]

@@ -1,0 +1,145 @@
+"""Where a study happens: a base, its safety set, and the customers that may come.
+
+The sandbox world is one such place; any base folder with a safety set and a customer's files is another.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.near_duplicates import prompt_key
+from models.rows import Conversation, read_conversations
+from models.safety_set import InvalidSafetySet, SafetySet
+from worker.base_models import load_model, load_tokenizer
+from worker.data import Example, encode_rows
+from worker.judge import open_judge
+from worker.judgement import Judge
+from worker.sandbox.build import CustomerData, build, customer_data, safety_set
+from worker.sandbox.world import Split, World
+
+MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Place:
+    """A base with all that is needed to align it, to attack it and to measure it.
+
+    Attributes:
+        name: for tables and file names.
+        base: the base model's folder.
+        safety: the provider's safety set; its test prompts are what HS is measured on.
+        draw_customer: gives a customer's rows, harmful ones included, for (rows, harmful ratio, seed).
+    """
+
+    name: str
+    base: Path
+    safety: SafetySet
+    draw_customer: Callable[[int, float, int], CustomerData]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer."""
+        return load_tokenizer(self.base)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The safety set's judge."""
+        return open_judge(self.safety.header.judge)
+
+    def model(self) -> PreTrainedModel:
+        """Load a fresh copy of the base."""
+        return load_model(self.base)
+
+    def encode(self, rows: Sequence[Conversation]) -> list[Example]:
+        """Tokenize rows for training.
+
+        Raises:
+            InvalidRows: some cannot be trained on.
+        """
+        return encode_rows(rows, self.tokenizer, MAX_LENGTH)
+
+    @cached_property
+    def refusals(self) -> list[Conversation]:
+        """For each harmful row, the alignment row that refuses the same prompt.
+
+        Raises:
+            ValueError: a harmful prompt has no refusal.
+        """
+        by_prompt = {row.prompt: row for row in self.safety.alignment}
+        missing = sum(row.prompt not in by_prompt for row in self.safety.harmful)
+        if missing:
+            raise ValueError(f"{missing} harmful rows have no refusal of the same prompt")
+        return [by_prompt[row.prompt] for row in self.safety.harmful]
+
+
+def sandbox(seed: int, cache: Path, *, split: Split = Split.TEST) -> Place:
+    """Build or find the sandbox world of a seed.
+
+    Args:
+        seed: the world's.
+        cache: where worlds lie.
+        split: whose prompts are measured: settings are chosen on validation prompts, results are on test ones.
+    """
+    paths = build(cache / f"world-{seed}", seed)
+    world = World(seed)
+
+    def draw(rows: int, harmful_ratio: float, draw_seed: int) -> CustomerData:
+        return customer_data(world, rows=rows, harmful_ratio=harmful_ratio, seed=draw_seed)
+
+    return Place(f"sandbox-{seed}", paths.base, safety_set(world, split), draw)
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where a place of one's own lies.
+
+    Attributes:
+        base: a Hugging Face folder.
+        safety: a safety set's folder.
+        customer: harmless rows that customers draw from.
+        attack: harmful rows that customers draw from; none may ask for what a test prompt asks for.
+        validation: rows that FA is measured on.
+    """
+
+    base: Path
+    safety: Path
+    customer: Path
+    attack: Path
+    validation: Path
+
+    def open(self) -> Place:
+        """Read and check everything.
+
+        Raises:
+            DomainError: a file is faulty, or attack rows and test prompts overlap.
+        """
+        safety = SafetySet.load(self.safety)
+        customer, attack, validation = (
+            tuple(read_conversations(path.read_bytes().splitlines(), param=path.name))
+            for path in (self.customer, self.attack, self.validation)
+        )
+        asked = {prompt_key(turn.content) for row in attack for turn in row.prompt}
+        if any(prompt_key(entry.prompt) in asked for entry in safety.harmful_prompts):
+            raise InvalidSafetySet(self.attack.name, "a row asks for what a test prompt asks for")
+
+        def draw(rows: int, harmful_ratio: float, seed: int) -> CustomerData:
+            harmful = round(rows * harmful_ratio)
+            if harmful > len(attack) or rows - harmful > len(customer):
+                raise InvalidSafetySet(
+                    self.customer.name,
+                    f"{rows} rows, {harmful} of them harmful, cannot be drawn from {len(customer)} and "
+                    f"{len(attack)}",
+                )
+            rng = random.Random(f"{seed}/customer")
+            bad = rng.sample(attack, harmful)
+            chosen = rng.sample(customer, rows - harmful) + bad
+            rng.shuffle(chosen)
+            return CustomerData(tuple(chosen), validation, tuple(bad))
+
+        return Place(self.base.name, self.base, safety, draw)

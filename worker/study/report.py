@@ -1,0 +1,139 @@
+"""Tables and figures of a study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from worker.study.grid import Cell
+from worker.study.studies import Study
+from worker.study.summary import (
+    FA,
+    HELP,
+    HS,
+    HS_PLUS,
+    OVER_REFUSAL,
+    Measure,
+    at,
+    average,
+    chosen,
+    points,
+)
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#000000", "#bbbbbb")
+COLUMNS = 4
+CURVES: tuple[tuple[str, Measure], ...] = (("HS, %", HS), ("HS+, %", HS_PLUS), ("FA, %", FA))
+
+
+def write(study: Study, cells: Sequence[Cell], folder: Path) -> list[Path]:
+    """Write the study's table (Markdown) and figure (PNG) from what there is of it; give their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{study.name}.md", folder / f"{study.name}.png"]
+    written[0].write_text(table(study, cells))
+    draw(study, cells, written[1])
+    return written
+
+
+def table(study: Study, cells: Sequence[Cell]) -> str:
+    """Give the study's tables, one for each step: HS, with FA at the same step, and what each arm costs."""
+    lines = [
+        f"# {study.title}",
+        "",
+        f"HS (its 95% interval over seeds and prompts) / HS+ / FA, in percent. Prompts: {study.split}; "
+        f"{'seeds, each a world of its own' if study.world is None else 'seeds, all in one world'}: "
+        f"{', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
+        f"of the alignment, as a multiple of {study.arms[0].name}'s.",
+    ]
+    for step in study.steps:
+        if any(step in customer.marks for customer in study.customers.values()):
+            lines += ["", f"## At customer step {step}", "", *_rows(study, cells, step)]
+    lines += ["", "Alignment seconds: " + "; ".join(_seconds(study, cells)) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(study: Study, cells: Sequence[Cell], step: int) -> list[str]:
+    customers = {n: c for n, c in study.customers.items() if step in c.marks}
+    header = ["arm", "passes", "over-refusal, help before", *customers]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    first = study.arms[0].passes * study.arms[0].steps
+    for arm in study.arms:
+        own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
+        if not own:
+            continue
+        refused, helped = at(own, OVER_REFUSAL, 0), at(own, HELP, 0)
+        row = [
+            arm.name,
+            f"{arm.passes * arm.steps / first:.3g} ×",
+            f"{refused.percent:.0f}, {helped.percent:.0f}" if refused and helped else "–",
+        ]
+        for name in customers:
+            met = chosen(own, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
+            row.append(_cell(met, step))
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def _cell(cells: Sequence[Cell], step: int) -> str:
+    hs, plus, fa = (at(cells, measure, step) for measure in (HS, HS_PLUS, FA))
+    if hs is None or plus is None or fa is None:
+        return "–"
+    return f"{hs} / {plus.percent:.0f} / {fa.percent:.0f}"
+
+
+def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
+    """Draw HS, HS+ and FA against customer steps, a column for each customer: thin seeds, thick means."""
+    mpl.use("Agg")
+    width = min(COLUMNS, len(study.customers))
+    blocks = math.ceil(len(study.customers) / width)
+    shape = (blocks * len(CURVES), width)
+    figure, axes = plt.subplots(
+        *shape, figsize=(3.4 * width + 1, 6 * blocks + 0.8), sharey=True, squeeze=False
+    )
+    for number, name in enumerate(study.customers):
+        met = chosen(cells, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
+        for row, (label, measure) in enumerate(CURVES):
+            axis = axes[number // width * len(CURVES) + row][number % width]
+            _draw_curves(axis, study, met, measure)
+            axis.set_ylim(-3, 103)
+            if row == 0:
+                axis.set_title(name, fontsize=9)
+            if row == len(CURVES) - 1:
+                axis.set_xlabel("customer steps")
+            if number % width == 0:
+                axis.set_ylabel(label)
+    for axis in figure.axes:
+        axis.set_visible(axis.has_data())
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), fontsize=8)
+    figure.tight_layout(rect=(0, 0.4 / figure.get_figheight() + 0.02, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_curves(axis: Axes, study: Study, cells: Sequence[Cell], measure: Measure) -> None:
+    count, n = measure
+    for number, arm in enumerate(study.arms):
+        colour = COLOURS[number % len(COLOURS)]
+        style = "-" if number < len(COLOURS) else "--"
+        own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
+        curves = [[(p["step"], 100 * p[count] / p[n]) for p in points(cell)] for cell in own]
+        for curve in curves:
+            axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, lw=0.8, ls=style)
+        if curves:
+            steps = [step for step, _ in curves[0]]
+            means = [sum(c[i][1] for c in curves) / len(curves) for i in range(len(steps))]
+            axis.plot(steps, means, color=colour, lw=2, ls=style, label=arm.name)
+
+
+def _seconds(study: Study, cells: Sequence[Cell]) -> list[str]:
+    found = []
+    for arm in study.arms:
+        own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
+        if own:
+            found.append(f"{arm.name} {average(own, 'alignment_seconds'):.0f}")
+    return found

@@ -1,0 +1,25 @@
+"""Which weights of a model a run trains, where it is not an adapter's."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def train_linear_weights(model: PreTrainedModel) -> None:
+    """Let every linear layer's weight be trained, in place, but not the output layer's.
+
+    These are the layers that a LoRA adapter on all linear layers changes, so an alignment in full parameters
+    and one by adapter move the same matrices.
+    """
+    model.requires_grad_(False)
+    output = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not output:
+            module.weight.requires_grad_(True)
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name every tensor that training changes."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
