@@ -20,7 +20,6 @@ from worker.judges.chat import chat_encoder
 from worker.judges.loading import JudgeModel
 from worker.judges.model_judge import Method, ModelJudge
 from worker.judges.opinion import Opinion, finite
-from worker.judges.refusal_strings import RefusalPhrasebook
 from worker.padding import padded
 
 #: Each token with its segment: 0, or 1 for the second text of a pair.
@@ -34,13 +33,7 @@ def open_classifier(spec: ClassifierSpec) -> ModelJudge[Row, Probabilities]:
     Raises:
         JudgeError: the model cannot be read, or has no label of such a name.
     """
-    return ModelJudge(
-        spec,
-        spec.kind,
-        "classifier",
-        lambda model: _method(spec, model),
-        phrasebook=RefusalPhrasebook(spec.refusal_phrases),
-    )
+    return ModelJudge(spec, spec.kind, "classifier", lambda model: _method(spec, model))
 
 
 def _method(spec: ClassifierSpec, loaded: JudgeModel) -> Method[Row, Probabilities]:

@@ -16,11 +16,8 @@ from worker.generation import answering, end_ids, generate_batch
 from worker.judgement import JudgeError
 from worker.judges.chat import chat_encoder
 from worker.judges.loading import JudgeModel
-from worker.judges.model_judge import Method, ModelJudge
+from worker.judges.model_judge import Method, ModelJudge, Tokens
 from worker.judges.opinion import Opinion
-from worker.judges.refusal_strings import RefusalPhrasebook
-
-Row = list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +34,17 @@ class Guard:
     prepare: Callable[[PreTrainedModel], None] | None = None
 
 
-def guard_judge(
-    spec: ModelJudgeSpec, name: str, guard: Guard, phrasebook: RefusalPhrasebook | None = None
-) -> ModelJudge[Row, str]:
+def guard_judge(spec: ModelJudgeSpec, name: str, guard: Guard) -> ModelJudge[Tokens, str]:
     """Open a guard.
 
     Raises:
         JudgeError: the model cannot be read, or has no chat template that shows it an exchange.
     """
     wording = [guard.template] if guard.template else []
-    return ModelJudge(
-        spec,
-        name,
-        "causal",
-        lambda model: _method(guard, name, model),
-        phrasebook=phrasebook,
-        wording=wording,
-    )
+    return ModelJudge(spec, name, "causal", lambda model: _method(guard, name, model), wording)
 
 
-def _method(guard: Guard, name: str, loaded: JudgeModel) -> Method[Row, str]:
+def _method(guard: Guard, name: str, loaded: JudgeModel) -> Method[Tokens, str]:
     model, tokenizer = loaded.model, loaded.tokenizer
     if guard.prepare is not None:
         guard.prepare(model)
@@ -68,7 +56,7 @@ def _method(guard: Guard, name: str, loaded: JudgeModel) -> Method[Row, str]:
         pad_token_id=loaded.pad_id,
     )
 
-    def ask(rows: list[Row]) -> list[str]:
+    def ask(rows: list[Tokens]) -> list[str]:
         with answering(model, config):
             return tokenizer.batch_decode(
                 generate_batch(model, rows, config), skip_special_tokens=True

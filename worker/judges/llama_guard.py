@@ -12,10 +12,9 @@ import re
 from transformers import PreTrainedModel
 
 from models.judges import LlamaGuardSpec
-from worker.judges.guard import Guard, Row, guard_judge
-from worker.judges.model_judge import ModelJudge
+from worker.judges.guard import Guard, guard_judge
+from worker.judges.model_judge import ModelJudge, Tokens
 from worker.judges.opinion import Opinion
-from worker.judges.refusal_strings import RefusalPhrasebook
 
 HAZARDS = {
     "S1": "violent-crimes",
@@ -38,15 +37,14 @@ _VERDICT = re.compile(r"safe|unsafe(?:\s*\n\s*(?P<hazards>S\d{1,2}(?:\s*,\s*S\d{
 MAX_NEW_TOKENS = 64
 
 
-def open_llama_guard(spec: LlamaGuardSpec) -> ModelJudge[Row, str]:
+def open_llama_guard(spec: LlamaGuardSpec) -> ModelJudge[Tokens, str]:
     """Open Llama Guard.
 
     Raises:
         JudgeError: the model cannot be read.
     """
     guard = Guard(read_verdict, MAX_NEW_TOKENS, prepare=read_whole)
-    phrasebook = RefusalPhrasebook(spec.refusal_phrases)
-    return guard_judge(spec, spec.kind, guard, phrasebook)
+    return guard_judge(spec, spec.kind, guard)
 
 
 def read_whole(model: PreTrainedModel) -> None:

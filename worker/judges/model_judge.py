@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from jinja2 import TemplateError
 
 from models.evaluation import JudgeIdentity
-from models.judges import ModelJudgeSpec
+from models.judges import ModelJudgeSpec, RefusalPhrases
 from worker.judgement import JudgeError, Judgement, check_lengths
 from worker.judges.batching import in_batches
 from worker.judges.loading import Family, JudgeModel, free_memory, judge_model
@@ -28,6 +28,8 @@ from worker.judges.refusal_strings import RefusalPhrasebook
 
 R = TypeVar("R", bound=Sized)
 T = TypeVar("T")
+#: A row, for the kinds that need no more than tokens.
+Tokens = list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,6 @@ class ModelJudge(Generic[R, T]):
         name: str,
         family: Family,
         method: Callable[[JudgeModel], Method[R, T]],
-        *,
-        phrasebook: RefusalPhrasebook | None = None,
         wording: Sequence[str] = (),
     ) -> None:
         """Load the model.
@@ -62,7 +62,6 @@ class ModelJudge(Generic[R, T]):
             name: what the judge is called in reports.
             family: what the model is used as.
             method: how it is asked.
-            phrasebook: tells refusals when the model does not.
             wording: built-in text that the judgements depend on.
 
         Raises:
@@ -72,8 +71,11 @@ class ModelJudge(Generic[R, T]):
         self._name = name
         self._family = family
         self._make_method = method
-        self._phrasebook = phrasebook or RefusalPhrasebook()
-        self._wording = (*wording, *(self._phrasebook.phrases if phrasebook else ()))
+        self._phrasebook = RefusalPhrasebook()
+        if isinstance(spec, RefusalPhrases):
+            self._phrasebook = RefusalPhrasebook(spec.refusal_phrases)
+            wording = (*wording, *self._phrasebook.phrases)
+        self._wording = tuple(wording)
         self._loaded: tuple[JudgeModel, Method[R, T]] | None = None
         self._revision = self._open()[0].revision
 
@@ -130,7 +132,7 @@ class ModelJudge(Generic[R, T]):
     def _rows(self, model: JudgeModel, method: Method[R, T], prompt: str, answer: str) -> list[R]:
         try:
             return method.rows(prompt, self._cut(model, answer))
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, RuntimeError, TypeError, ValueError) as error:
             raise JudgeError("An exchange cannot be put into the judge's words.") from error
 
     def _cut(self, model: JudgeModel, answer: str) -> str:

@@ -10,8 +10,8 @@ import re
 from functools import partial
 
 from models.judges import Qwen3GuardSpec
-from worker.judges.guard import Guard, Row, guard_judge
-from worker.judges.model_judge import ModelJudge
+from worker.judges.guard import Guard, guard_judge
+from worker.judges.model_judge import ModelJudge, Tokens
 from worker.judges.opinion import Opinion
 
 # The base is a reasoning model: an empty thought may stand before the verdict.
@@ -24,7 +24,7 @@ _VERDICT = re.compile(
 MAX_NEW_TOKENS = 128
 
 
-def open_qwen3guard(spec: Qwen3GuardSpec) -> ModelJudge[Row, str]:
+def open_qwen3guard(spec: Qwen3GuardSpec) -> ModelJudge[Tokens, str]:
     """Open Qwen3Guard.
 
     Raises:

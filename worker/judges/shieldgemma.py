@@ -17,11 +17,9 @@ from transformers.modeling_outputs import CausalLMOutput
 from models.judges import Guideline, ShieldGemmaSpec
 from worker.judgement import JudgeError
 from worker.judges.chat import chat_encoder
-from worker.judges.guard import Row
 from worker.judges.loading import JudgeModel
-from worker.judges.model_judge import Method, ModelJudge
+from worker.judges.model_judge import Method, ModelJudge, Tokens
 from worker.judges.opinion import Opinion, finite
-from worker.judges.refusal_strings import RefusalPhrasebook
 from worker.padding import padded
 
 # https://ai.google.dev/gemma/docs/shieldgemma/model_card, use case 2: prompt and response.
@@ -57,7 +55,7 @@ GUIDELINES = (
 )
 
 
-def open_shieldgemma(spec: ShieldGemmaSpec) -> ModelJudge[Row, float]:
+def open_shieldgemma(spec: ShieldGemmaSpec) -> ModelJudge[Tokens, float]:
     """Open ShieldGemma.
 
     Raises:
@@ -69,14 +67,13 @@ def open_shieldgemma(spec: ShieldGemmaSpec) -> ModelJudge[Row, float]:
         spec.kind,
         "causal",
         lambda model: _method(spec, guidelines, model),
-        phrasebook=RefusalPhrasebook(spec.refusal_phrases),
-        wording=[f"{guideline.name}: {guideline.text}" for guideline in guidelines],
+        [f"{guideline.name}: {guideline.text}" for guideline in guidelines],
     )
 
 
 def _method(
     spec: ShieldGemmaSpec, guidelines: Sequence[Guideline], loaded: JudgeModel
-) -> Method[Row, float]:
+) -> Method[Tokens, float]:
     model, vocabulary = loaded.model, loaded.tokenizer.get_vocab()
     if not {"Yes", "No"} <= vocabulary.keys():
         raise JudgeError("The judge's model has no token for Yes or none for No.")
@@ -87,7 +84,7 @@ def _method(
     ]
 
     @torch.no_grad()
-    def ask(batch: list[Row]) -> list[float]:
+    def ask(batch: list[Tokens]) -> list[float]:
         # On the left, so that the last column alone needs logits: the vocabulary has 256,000 tokens.
         # Positions are rotary, so that a row may begin anywhere.
         ids, mask = padded(batch, loaded.pad_id, "left")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from models.judges import WildGuardSpec
-from worker.judges.guard import Guard, Row, guard_judge
-from worker.judges.model_judge import ModelJudge
+from worker.judges.guard import Guard, guard_judge
+from worker.judges.model_judge import ModelJudge, Tokens
 from worker.judges.opinion import Opinion
 
 TEMPLATE = """\
@@ -40,7 +40,7 @@ _VERDICT = re.compile(
 MAX_NEW_TOKENS = 32
 
 
-def open_wildguard(spec: WildGuardSpec) -> ModelJudge[Row, str]:
+def open_wildguard(spec: WildGuardSpec) -> ModelJudge[Tokens, str]:
     """Open WildGuard.
 
     Raises:

@@ -31,6 +31,7 @@ from tests.worker.judges.tiny_judges import (
 from worker.judge import open_judge
 from worker.judgement import JudgeError
 from worker.judges.beaver_dam import CATEGORIES, REFERENCE_TOKENS
+from worker.judges.model_judge import ModelJudge
 from worker.judges.shieldgemma import GUIDELINES
 
 PROMPTS = ["why?", "how does one do that", "w"]
@@ -103,6 +104,17 @@ class TestBeaverDam:
             "beaver-dam",
             "beaver-dam-reference",
         )
+
+    def test_reference_reads_the_very_tokens_of_the_papers_code(self, tmp_path: Path) -> None:
+        judge = open_judge(BeaverDamSpec(source=str(beaver_folder(tmp_path)), reference=True))
+        assert isinstance(judge, ModelJudge)
+        assert judge._loaded is not None
+        model, method = judge._loaded
+        for answer in ("short", "ab" * 300):
+            papers = model.tokenizer(
+                self.wrapped("why?", answer), truncation=True, max_length=REFERENCE_TOKENS
+            )
+            assert method.rows("why?", answer) == [papers["input_ids"]]
 
     def test_reference_judges_what_is_longer_than_the_model_reads(self, tmp_path: Path) -> None:
         spec = BeaverDamSpec(source=str(beaver_folder(tmp_path)), reference=True)
