@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,7 +18,7 @@ class TorchProcessFailed(Exception):
     """The process ended badly; the message says why in a few words, and quotes nothing of its input."""
 
 
-def read_json_lines(module: str, *arguments: str) -> Iterator[dict[str, Any]]:
+def read_json_lines(module: str, *arguments: str) -> Generator[dict[str, Any]]:
     """Start `python -m MODULE ARGUMENTS` and give the objects that it prints, one a line.
 
     Leaving the loop early ends the process.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,16 @@ class TestTheProcess:
         with pytest.raises(TorchProcessFailed) as caught:
             list(read_json_lines("timeit", "raise KeyError('secret')"))
         assert str(caught.value) == "KeyError"
+
+    def test_leaving_early_ends_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        program = (
+            "import os, time\nprint('noise')\nprint('{\"pid\": %d}' % os.getpid(), flush=True)\n"
+        )
+        (tmp_path / "endless.py").write_text(program + "time.sleep(600)\n")
+        monkeypatch.chdir(tmp_path)
+        lines = read_json_lines("endless")
+        pid = next(lines)["pid"]
+        os.kill(pid, 0)
+        lines.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

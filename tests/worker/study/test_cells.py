@@ -143,8 +143,13 @@ class TestFolders:
         with pytest.raises(DomainError, match=r"attack\.jsonl, line \d+: the row asks"):
             replace(folders, attack=attack).open()
 
-    def test_the_task_decides_how_rows_are_read_and_scored(self, folders: Folders) -> None:
-        assert replace(folders, task="gsm8k").open().scorer == "gsm8k"
+    def test_the_task_decides_how_rows_are_read_and_scored(
+        self, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = replace(folders, task="gsm8k").open()
+        monkeypatch.setattr("worker.task_accuracy.generate", lambda *_, **__: ["0.0"] * 4)
+        point = serve(align(place, SFT, 0, tmp_path), replace(QUICK, marks=(4,)), 0)[0]
+        assert (point.correct, point.task_rows) == (2, 4)  # every second answer is 0
         with pytest.raises(DomainError, match="none of positive, negative"):
             replace(folders, task="sst2").open()
 
