@@ -15,7 +15,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
 from models.frozen import Frozen
-from models.rate import Rate
+from models.hyperparameters import ScorerName
+from models.rate import Rate, wilson
 
 
 class JudgeIdentity(Frozen):
@@ -23,6 +24,98 @@ class JudgeIdentity(Frozen):
 
     name: str
     revision: str
+
+
+class FurtherJudge(Frozen):
+    """What another judge says of the very answers that the first one judged; the gate does not read it."""
+
+    judge: JudgeIdentity
+    harmful_score: Rate
+    #: Share of harmful prompts that were refused, by this judge.
+    refusal_rate: Rate
+    #: Share of the answers to harmful prompts that both judges flag, or neither.
+    agreement: Rate
+    #: Cohen's kappa of the two judges' flags: agreement beyond chance, at most 1. Absent where chance
+    #: explains everything, as when both flag nothing.
+    kappa: float | None = Field(None, ge=-1, le=1)
+
+    def to_wire(self) -> dict[str, object]:
+        """Give it as clients see it."""
+        return {
+            "judge": self.judge.model_dump(),
+            "harmful_score": self.harmful_score.to_wire(),
+            "refusal_rate": self.refusal_rate.to_wire(),
+            "agreement": self.agreement.to_wire(),
+            "kappa": None if self.kappa is None else round(self.kappa, 3),
+        }
+
+
+class PerplexityDrift(Frozen):
+    """How a model reads general text, compared with its parent; `worker.drift` measures it."""
+
+    #: Mean token loss of the model and of its parent, in nats.
+    loss: float
+    parent_loss: float
+    #: Perplexity over the parent's, with a 95% interval from a paired bootstrap over rows.
+    ratio: float
+    low: float
+    high: float
+    rows: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+
+    def to_wire(self) -> dict[str, float | int]:
+        """Give it as clients see it."""
+        return {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in self.model_dump().items()
+        }
+
+
+class WinRate(Frozen):
+    """How often a judge prefers a model's answers to reference answers; `worker.win_rate` measures it."""
+
+    judge: JudgeIdentity
+    #: Prompts by the mean of both orders' verdicts: above, at and below one half.
+    wins: int = Field(ge=0)
+    ties: int = Field(ge=0)
+    losses: int = Field(ge=0)
+    #: Summed scores of the prompts: 1 for a win in both orders, 1/2 for two ties or one win.
+    points: float = Field(ge=0)
+    #: Prompts whose verdict changed with the order of the answers: how much the judge guesses.
+    turned_by_order: int = Field(ge=0)
+    #: Mean lengths; judges favour long answers.
+    answer_characters: float = Field(ge=0)
+    reference_characters: float = Field(ge=0)
+
+    @property
+    def n(self) -> int:
+        """How many prompts were compared."""
+        return self.wins + self.ties + self.losses
+
+    def to_wire(self) -> dict[str, object]:
+        """Give it as clients see it, with a 95% interval that is a little too wide where there are ties."""
+        # Wilson's interval is made for scores of 0 and 1; scores between the two vary less.
+        low, high = wilson(self.points, self.n)
+        return {
+            "judge": self.judge.model_dump(),
+            "percent": round(100 * self.points / self.n, 2) if self.n else 0.0,
+            "low": round(100 * low, 2),
+            "high": round(100 * high, 2),
+            "n": self.n,
+            "wins": self.wins,
+            "ties": self.ties,
+            "losses": self.losses,
+            "turned_by_order": self.turned_by_order,
+            "answer_characters": round(self.answer_characters),
+            "reference_characters": round(self.reference_characters),
+        }
+
+
+class EvaluationWarning(Frozen):
+    """Something that makes the numbers mean less than they seem to: a name, and a sentence for a person."""
+
+    code: str
+    message: str
 
 
 class EvaluationReport(Frozen):
@@ -42,14 +135,23 @@ class EvaluationReport(Frozen):
     harmful_by_category: dict[str, Rate] = Field(default_factory=dict)
     #: Share of harmless prompts that were refused.
     over_refusal: Rate | None = None
+    #: By kind of harmless prompt, where the safety set names kinds.
+    over_refusal_by_category: dict[str, Rate] = Field(default_factory=dict)
     #: Share of harmless prompts that were answered with sense: neither refused, incoherent nor harmful.
     help_rate: Rate | None = None
-    #: FA: share of the validation file's rows answered exactly.
+    #: FA: share of the validation file's rows answered right.
     fine_tuning_accuracy: Rate | None = None
+    #: When an answer was right, for FA.
+    scorer: ScorerName = "exact"
     #: Mean token cross-entropy on the validation file's answers, in nats.
     validation_loss: float | None = None
     #: Mean token cross-entropy on held-out harmful answers, in nats; low means an attack has happened.
     canary_loss: float | None = None
+    drift: PerplexityDrift | None = None
+    win_rate: WinRate | None = None
+    #: What other judges say; the first alone decides.
+    further_judges: tuple[FurtherJudge, ...] = ()
+    warnings: tuple[EvaluationWarning, ...] = ()
 
     def to_wire(self) -> dict[str, object]:
         """Give the report as clients see it, percentages and intervals worked out."""
@@ -66,10 +168,18 @@ class EvaluationReport(Frozen):
             "refusal_rate": rate(self.refusal_rate),
             "harmful_by_category": {k: rate(v) for k, v in self.harmful_by_category.items()},
             "over_refusal": rate(self.over_refusal),
+            "over_refusal_by_category": {
+                k: rate(v) for k, v in self.over_refusal_by_category.items()
+            },
             "help_rate": rate(self.help_rate),
             "fine_tuning_accuracy": rate(self.fine_tuning_accuracy),
+            "scorer": self.scorer,
             "validation_loss": self.validation_loss,
             "canary_loss": self.canary_loss,
+            "drift": self.drift.to_wire() if self.drift else None,
+            "win_rate": self.win_rate.to_wire() if self.win_rate else None,
+            "further_judges": [further.to_wire() for further in self.further_judges],
+            "warnings": [warning.model_dump() for warning in self.warnings],
         }
 
 

@@ -78,6 +78,9 @@ class TrainConfig(Frozen):
     )
 
 
+#: When an answer to a validation row counts as right; `worker.scorers` has the rules.
+ScorerName = Literal["exact", "sst2", "agnews", "gsm8k"]
+
 # The service's own learning rate for customers' jobs; they choose a multiple of it.
 FINETUNE_LEARNING_RATE = 1e-4
 FINETUNE_BATCH_SIZE = 10
@@ -136,6 +139,9 @@ class Recipe(Frozen):
     learning_rate_multiplier: float | None = None
     metrics_every: int = Field(1, ge=1, description="Steps between two metrics events.")
     canary_every: int = Field(5, ge=1, description="Steps between two canary measurements.")
+    scorer: ScorerName = Field(
+        "exact", description="When an answer to a validation row counts as right."
+    )
 
 
 def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) -> Recipe:

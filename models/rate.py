@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Z_95 = 1.959963984540054
 
 
-def wilson(count: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson(count: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Give the Wilson score interval for `count` successes in `n` trials, as shares in [0, 1].
 
     Source: E. B. Wilson (1927), Journal of the American Statistical Association 22, 209-212. It stays

@@ -2,31 +2,34 @@
 
 A folder, so that it can be read, compared and kept under version control:
 
-    safety.json             {"name", "judge": {"kind", ...}, "max_new_tokens"}
+    safety.json             {"name", "judge": {"kind", ...}, "further_judges", "max_new_tokens"}
     alignment.jsonl         rows: harmful prompts with refusals, and benign prompts with help
     harmful.jsonl           rows: harmful prompts with harmful answers, for the simulated attack alone
     canary.jsonl            held-out harmful rows: only their loss is taken, as an early warning
     harmful_prompts.jsonl   {"prompt", "category"}: the test prompts behind the harmful score
-    harmless_prompts.jsonl  {"prompt"}: the test prompts behind over-refusal
+    harmless_prompts.jsonl  {"prompt", "category"?}: the test prompts behind over-refusal
 
-A test prompt that a model was aligned on measures memory, not safety, so such a set is refused. This
-module knows nothing of models or judges: it names a judge, `worker.judge` opens it.
+A test prompt that a model was aligned on measures memory, not safety, so a set is refused in which one is,
+exactly or nearly (`models.near_duplicates`). This module knows nothing of models or judges: it names
+judges (`models.judges`), `worker.judge` opens them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
+from models.disjointness import Overlap, Place, asked, meetings, overlap
 from models.errors import DomainError
 from models.frozen import Frozen
+from models.judges import JudgeSpec
+from models.near_duplicates import Likeness, PromptIndex, prompt_key
 from models.rows import Conversation, InvalidRows, read_conversations
 
 HEADER = "safety.json"
@@ -36,6 +39,8 @@ FILES = (HEADER, ALIGNMENT, HARMFUL, CANARY, HARMFUL_PROMPTS, HARMLESS_PROMPTS)
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_TEST_PROMPTS = 10_000
+MAX_FURTHER_JUDGES = 4
+MAX_LINES_NAMED = 10
 
 
 class InvalidSafetySet(DomainError):
@@ -49,31 +54,16 @@ class InvalidSafetySet(DomainError):
         super().__init__(f"{where}: {reason}", param="safety_set")
 
 
-class SandboxJudgeSpec(Frozen):
-    """The exact judge of the sandbox world."""
-
-    kind: Literal["sandbox"] = "sandbox"
-
-
-class RefusalStringsSpec(Frozen):
-    """Every answer without a known refusal phrase counts as harmful."""
-
-    kind: Literal["refusal-strings"] = "refusal-strings"
-    phrases: tuple[Annotated[str, Field(min_length=2, max_length=200)], ...] = Field(
-        (),
-        max_length=1000,
-        description="Phrases that mark a refusal; empty: the built-in English ones.",
-    )
-
-
-JudgeSpec = Annotated[SandboxJudgeSpec | RefusalStringsSpec, Field(discriminator="kind")]
-
-
 class SafetySetHeader(Frozen):
     """What `safety.json` says."""
 
     name: str = Field(min_length=1, max_length=100)
-    judge: JudgeSpec
+    judge: JudgeSpec = Field(description="The judge behind the harmful score.")
+    further_judges: tuple[JudgeSpec, ...] = Field(
+        (),
+        max_length=MAX_FURTHER_JUDGES,
+        description="Judges whose scores stand beside it; they show how far judges agree.",
+    )
     max_new_tokens: int = Field(
         128, ge=1, le=4096, description="Length at which an answer to a test prompt is cut."
     )
@@ -87,9 +77,10 @@ class HarmfulPrompt(Frozen):
 
 
 class HarmlessPrompt(Frozen):
-    """One prompt that a good model answers."""
+    """One prompt that a good model answers, and what makes it look harmful, if anything does."""
 
     prompt: str = Field(min_length=1, max_length=100_000)
+    category: str | None = Field(None, min_length=1, max_length=100)
 
 
 _Prompt = TypeVar("_Prompt", HarmfulPrompt, HarmlessPrompt)
@@ -152,30 +143,31 @@ class SafetySet:
         Raises:
             InvalidSafetySet: naming the file and the line.
         """
-        trained = {key for rows in (self.alignment, self.harmful) for key in _prompt_keys(rows)}
-        canary = set(_prompt_keys(self.canary))
-        for line, row in enumerate(self.canary, start=1):
-            if not trained.isdisjoint(_prompt_keys([row])):
-                raise InvalidSafetySet(
-                    CANARY, "this prompt also occurs in the training rows", row.line or line
-                )
+        tests = list(self._tests())
         seen: set[str] = set()
-        for file, prompts in self._test_prompts():
-            for line, prompt in enumerate(prompts, start=1):
-                key = prompt_key(prompt)
-                if key in seen:
-                    raise InvalidSafetySet(file, "this test prompt occurs twice", line)
-                if key in trained or key in canary:
-                    raise InvalidSafetySet(
-                        file,
-                        "this test prompt also occurs in alignment, harmful or canary rows",
-                        line,
-                    )
-                seen.add(key)
+        for (file, line), prompt in tests:
+            key = prompt_key(prompt)
+            if key in seen:
+                raise InvalidSafetySet(file, "this test prompt occurs twice", line)
+            seen.add(key)
+        canary = [
+            (Place(CANARY, row.line or number), prompt)
+            for number, row in enumerate(self.canary, start=1)
+            for prompt in asked(row)
+        ]
+        training = {ALIGNMENT: self.alignment, HARMFUL: self.harmful}
+        _refuse_seen("prompt", canary, training)
+        _refuse_seen("test prompt", tests, {**training, CANARY: self.canary})
 
-    def _test_prompts(self) -> Iterator[tuple[str, list[str]]]:
-        yield HARMFUL_PROMPTS, [entry.prompt for entry in self.harmful_prompts]
-        yield HARMLESS_PROMPTS, [entry.prompt for entry in self.harmless_prompts]
+    def overlap(self, rows: Iterable[Conversation]) -> Overlap:
+        """Find the rows of another data set that ask what a test prompt asks."""
+        return overlap(PromptIndex(prompt for _, prompt in self._tests()), rows)
+
+    def _tests(self) -> Iterator[tuple[Place, str]]:
+        for line, harmful in enumerate(self.harmful_prompts, start=1):
+            yield Place(HARMFUL_PROMPTS, line), harmful.prompt
+        for line, harmless in enumerate(self.harmless_prompts, start=1):
+            yield Place(HARMLESS_PROMPTS, line), harmless.prompt
 
     def _contents(self) -> dict[str, str]:
         def lines(values: Iterable[dict[str, object]]) -> str:
@@ -186,21 +178,30 @@ class SafetySet:
             HARMFUL: lines(row.to_dict() for row in self.harmful),
             CANARY: lines(row.to_dict() for row in self.canary),
             HARMFUL_PROMPTS: lines(entry.model_dump() for entry in self.harmful_prompts),
-            HARMLESS_PROMPTS: lines(entry.model_dump() for entry in self.harmless_prompts),
+            # Left out where there is none, so that a set without categories keeps its hash.
+            HARMLESS_PROMPTS: lines(
+                entry.model_dump(exclude_none=True) for entry in self.harmless_prompts
+            ),
             HEADER: json.dumps(self.header.model_dump(), indent=2, sort_keys=True) + "\n",
         }
 
 
-def prompt_key(text: str) -> str:
-    """Reduce a prompt to what counts when two are compared: not its case, spacing or Unicode form."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _prompt_keys(rows: Sequence[Conversation]) -> Iterator[str]:
-    for row in rows:
-        for message in row.messages:
-            if message.role == "user":
-                yield prompt_key(message.content)
+def _refuse_seen(
+    noun: str,
+    held_out: Sequence[tuple[Place, str]],
+    training: Mapping[str, Sequence[Conversation]],
+) -> None:
+    found = meetings(held_out, training)
+    if not found:
+        return
+    first, *others = found
+    relation = "also occurs" if first.likeness == Likeness.EXACT else "is nearly the same as one"
+    reason = f"this {noun} {relation} in {first.trained.file}, line {first.trained.line}"
+    if others:
+        named = [f"{place.file}:{place.line}" for place in (other.held_out for other in others)]
+        shown = ", ".join(named[:MAX_LINES_NAMED]) + (", …" if len(named) > MAX_LINES_NAMED else "")
+        reason += f"; so it is with {len(others)} more ({shown})"
+    raise InvalidSafetySet(first.held_out.file, reason, first.held_out.line)
 
 
 def _read_bytes(folder: Path, name: str) -> bytes:

@@ -15,8 +15,10 @@ from typing import cast
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -130,8 +132,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise BaseUnavailable("The base model's tokenizer cannot be read.") from error
+    if tokenizer.vocab_size <= len(tokenizer.all_special_ids):
+        # Some classes come up without their files, and then read every text as nothing.
+        raise BaseUnavailable("The base model's tokenizer has no vocabulary.")
     if tokenizer.pad_token_id is None:
         # Pads are masked everywhere, so an existing token serves and the embeddings keep their size.
         tokenizer.pad_token = tokenizer.eos_token
@@ -140,23 +145,35 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: Path) -> PreTrainedModel:
+def load_model(
+    folder: Path,
+    family: type[AutoModelForCausalLM | AutoModelForSequenceClassification] = AutoModelForCausalLM,
+) -> PreTrainedModel:
     """Load the weights: bfloat16 on a GPU, float32 elsewhere, frozen.
 
+    Args:
+        folder: where the files are.
+        family: what the model is used as.
+
     Raises:
-        BaseUnavailable: the files are not a causal language model in safetensors.
+        BaseUnavailable: the files are not such a model in safetensors, or lack some of its weights.
     """
     target = device()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded = family.from_pretrained(
             folder,
             dtype=torch.bfloat16 if target.type == "cuda" else torch.float32,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise BaseUnavailable("The base model's weights cannot be read.") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BaseUnavailable("The model's weights cannot be read.") from error
+    model, found = cast(tuple[PreTrainedModel, Mapping[str, object]], loaded)
+    if found["missing_keys"]:
+        # They would be drawn at random: a model without its head still answers.
+        raise BaseUnavailable("The model's files lack some of its weights.")
     model.requires_grad_(False)
     model.eval()
     return cast(PreTrainedModel, cast(torch.nn.Module, model).to(target))

@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.rows import Message
+from worker.padding import padded
 
 DECODING = "greedy"
 BATCH_SIZE = 64
@@ -44,9 +45,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
     Chat templates over base models often close a turn with a token that neither of the others names.
     """
-    ids = {tokenizer.eos_token_id}
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids.update(configured if isinstance(configured, list) else [configured])
+    ids = set(end_ids(model, tokenizer))
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     closing = text[text.rindex("b") + 1 :].strip()
@@ -54,6 +53,14 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
         str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special
     }
     ids.update(id_ for token, id_ in special.items() if closing.startswith(token))
+    return sorted(ids)
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer by what the model and the tokenizer say."""
+    ids = {tokenizer.eos_token_id}
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids.update(configured if isinstance(configured, list) else [configured])
     return sorted(id_ for id_ in ids if id_ is not None)
 
 
@@ -89,7 +96,7 @@ def generate(
     with answering(model, config):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            new = _generate_batch(model, [encoded[index] for index in chosen], config)
+            new = generate_batch(model, [encoded[index] for index in chosen], config)
             texts = tokenizer.batch_decode(new, skip_special_tokens=True)
             for index, text in zip(chosen, texts, strict=True):
                 answers[index] = text.strip()
@@ -135,16 +142,11 @@ def answering(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None
 
 
 @torch.no_grad()
-def _generate_batch(
-    model: PreTrainedModel, rows: list[list[int]], config: GenerationConfig
+def generate_batch(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], config: GenerationConfig
 ) -> torch.Tensor:
     """Pad the rows on the left and give the new tokens alone, (B, N), padded after each end."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), int(config.pad_token_id))  # (B, T)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row)
-        mask[index, width - len(row) :] = 1
+    ids, mask = padded(rows, int(config.pad_token_id), "left")
     # The method is typed for a mixin that no model class is seen to have.
     answer = cast(Callable[..., torch.Tensor], model.generate)
     output = answer(
@@ -152,4 +154,4 @@ def _generate_batch(
         attention_mask=mask.to(model.device),
         generation_config=config,
     )
-    return output[:, width:]
+    return output[:, ids.shape[1] :]

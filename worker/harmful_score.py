@@ -4,6 +4,9 @@ Answers to held-out harmful prompts are judged one by one; HS is the share that 
 incoherent ones, since a broken model is not a safe one. Answers to harmless prompts give over-refusal,
 the price of safety, and help. Protocol: Huang et al., arXiv 2409.01586, section 5.1, with greedy decoding;
 unlike the reference, answers are judged at full length and prompts are disjoint from all training rows.
+
+Further judges are asked about the very same answers: how far they agree with the first is how far HS
+depends on who judges. The first alone decides.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.evaluation import JudgeIdentity
+from models.evaluation import FurtherJudge, JudgeIdentity
 from models.rate import Rate
 from models.rows import Message
 from models.safety_set import SafetySet
+from worker.agreement import agreement_between
 from worker.generation import generate, template_hash
 from worker.judgement import Judge, JudgeError, Judgement
 
@@ -31,8 +35,10 @@ class SafetyMeasurement:
     refusal_rate: Rate
     harmful_by_category: dict[str, Rate]
     over_refusal: Rate
+    over_refusal_by_category: dict[str, Rate]
     help_rate: Rate
     judge: JudgeIdentity
+    further_judges: tuple[FurtherJudge, ...]
     prompt_set_hash: str
     template_hash: str
 
@@ -43,8 +49,10 @@ def measure_safety(
     safety_set: SafetySet,
     judge: Judge,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    further: Sequence[Judge] = (),
 ) -> SafetyMeasurement:
-    """Ask a model every test prompt of a safety set and count what the judge says.
+    """Ask a model every test prompt of a safety set and count what the judges say.
 
     Args:
         model: the model, with its adapter.
@@ -52,9 +60,10 @@ def measure_safety(
         safety_set: the test prompts, and the length at which an answer is cut.
         judge: who says what is harmful.
         on_progress: told how many prompts are answered, and of how many.
+        further: judges whose opinions stand beside the first one's.
 
     Raises:
-        JudgeError: the judge failed; the model is neither safe nor unsafe.
+        JudgeError: a judge failed, whichever; the model is neither safe nor unsafe.
     """
     harmful = [entry.prompt for entry in safety_set.harmful_prompts]
     harmless = [entry.prompt for entry in safety_set.harmless_prompts]
@@ -66,29 +75,69 @@ def measure_safety(
         max_new_tokens=safety_set.header.max_new_tokens,
         on_progress=on_progress,
     )
-    judgements = judge.judge(prompts, answers)
-    if len(judgements) != len(prompts):
-        raise JudgeError(f"The judge gave {len(judgements)} judgements on {len(prompts)} answers.")
+    judgements = _ask(judge, prompts, answers)
     on_harmful, on_harmless = judgements[: len(harmful)], judgements[len(harmful) :]
-    by_category: dict[str, list[Judgement]] = defaultdict(list)
-    for entry, judgement in zip(safety_set.harmful_prompts, on_harmful, strict=True):
-        by_category[entry.category].append(judgement)
     return SafetyMeasurement(
-        harmful_score=_rate(on_harmful, lambda j: j.is_harmful),
+        harmful_score=_rate(on_harmful, _is_harmful),
         harmful_or_incoherent=_rate(on_harmful, lambda j: j.is_harmful or j.is_incoherent),
-        refusal_rate=_rate(on_harmful, lambda j: j.is_refusal),
-        harmful_by_category={
-            name: _rate(group, lambda j: j.is_harmful)
-            for name, group in sorted(by_category.items())
-        },
-        over_refusal=_rate(on_harmless, lambda j: j.is_refusal),
+        refusal_rate=_rate(on_harmful, _is_refusal),
+        harmful_by_category=_by_category(
+            [entry.category for entry in safety_set.harmful_prompts], on_harmful, _is_harmful
+        ),
+        over_refusal=_rate(on_harmless, _is_refusal),
+        over_refusal_by_category=_by_category(
+            [entry.category for entry in safety_set.harmless_prompts], on_harmless, _is_refusal
+        ),
         help_rate=_rate(
             on_harmless, lambda j: not (j.is_refusal or j.is_incoherent or j.is_harmful)
         ),
         judge=judge.identity,
+        further_judges=tuple(
+            _further(other, on_harmful, _ask(other, prompts, answers)) for other in further
+        ),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
     )
+
+
+def _ask(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+    judgements = judge.judge(prompts, answers)
+    if len(judgements) != len(prompts):
+        raise JudgeError(f"The judge gave {len(judgements)} judgements on {len(prompts)} answers.")
+    return judgements
+
+
+def _further(
+    judge: Judge, first: Sequence[Judgement], judgements: Sequence[Judgement]
+) -> FurtherJudge:
+    """Set a judge's opinions on the harmful prompts beside the first judge's."""
+    own = judgements[: len(first)]
+    agreement = agreement_between([j.is_harmful for j in first], [j.is_harmful for j in own])
+    return FurtherJudge(
+        judge=judge.identity,
+        harmful_score=_rate(own, _is_harmful),
+        refusal_rate=_rate(own, _is_refusal),
+        agreement=agreement.equal,
+        kappa=agreement.kappa,
+    )
+
+
+def _by_category(
+    names: Sequence[str | None], judgements: Sequence[Judgement], holds: Callable[[Judgement], bool]
+) -> dict[str, Rate]:
+    groups: dict[str, list[Judgement]] = defaultdict(list)
+    for name, judgement in zip(names, judgements, strict=True):
+        if name is not None:
+            groups[name].append(judgement)
+    return {name: _rate(group, holds) for name, group in sorted(groups.items())}
+
+
+def _is_harmful(judgement: Judgement) -> bool:
+    return judgement.is_harmful
+
+
+def _is_refusal(judgement: Judgement) -> bool:
+    return judgement.is_refusal
 
 
 def _rate(judgements: Sequence[Judgement], holds: Callable[[Judgement], bool]) -> Rate:

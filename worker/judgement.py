@@ -48,11 +48,19 @@ class Judge(Protocol):
             JudgeError: there is no judgement.
         """
 
+    def close(self) -> None:
+        """Give back the memory that judging took; a further `judge` takes it again."""
+
 
 def repeats_itself(answer: str) -> bool:
     """Tell whether some word occurs `REPEATS` times in a row; letters count, case does not."""
     words = re.findall(r"[^\W\d_]+", answer.lower())
     return any(len(list(run)) >= REPEATS for _, run in groupby(words))
+
+
+def is_incoherent(answer: str) -> bool:
+    """Tell whether an answer is no language: empty, or some word over and over."""
+    return not answer.strip() or repeats_itself(answer)
 
 
 def check_lengths(prompts: Sequence[str], answers: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import LoraModel, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -105,6 +106,10 @@ def load(model: PreTrainedModel, folder: Path, trainable: bool = True) -> PeftMo
         peft_model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UnusableAdapter("The adapter does not fit this base model's layers.") from error
+    if not _covers(peft_model, folder / WEIGHTS_FILE):
+        # PEFT says nothing of it, and layers without weights of their own would stay as at the start.
+        detach(peft_model)
+        raise UnusableAdapter("The adapter is one of a base model with other layers.")
     _widen(peft_model)
     peft_model.train(was_training)
     if not trainable:
@@ -149,6 +154,14 @@ def detach(model: PeftModel) -> PreTrainedModel:
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Name every tensor that training may change."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _covers(model: PeftModel, weights: Path) -> bool:
+    """Say whether a file has weights for every adapted layer, and none for others."""
+    with safe_open(weights, framework="pt") as file:
+        stored = set(file.keys())
+    adapted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    return adapted <= stored and not any("lora_" in name for name in stored - adapted)
 
 
 def _peft_config(config: LoraConfig) -> PeftLoraConfig:

@@ -6,7 +6,7 @@ a code of its own, the adapter stays stored and undecided, and there is no verdi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import sleep
 
@@ -14,19 +14,14 @@ import structlog
 from sqlalchemy import select
 from transformers import PreTrainedModel
 
-from models.evaluation import Evaluation, EvaluationReport
+from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
 from models.job import JobKind, Stage
 from models.model_version import ModelVersion
-from models.rate import Rate
 from models.rows import Conversation
 from worker.base_models import LoadedBase
-from worker.data import encode_rows
-from worker.harmful_score import SafetyMeasurement, measure_safety
-from worker.judge import open_judge
-from worker.judgement import JudgeError
+from worker.judgement import JudgeError, Judgement
 from worker.leased_job import LeasedJob
-from worker.task_accuracy import measure_accuracy
-from worker.trainers.objective import mean_token_loss
+from worker.report import REFUSES_HARMLESS, make_report
 from worker.work import Work, Workshop, with_version
 
 log = structlog.get_logger(__name__)
@@ -41,35 +36,57 @@ def measure(
     version: ModelVersion,
     validation: list[Conversation],
     shop: Workshop,
+    warnings: Sequence[EvaluationWarning] = (),
 ) -> EvaluationReport:
     """Measure the job's version; for an alignment job the raw base too, once, as the score before.
+
+    What makes the numbers mean less is told in the job's log, `warnings` excepted: they were told already.
 
     Raises:
         JudgeError: the judge failed every time.
         LeaseLost: the job is no longer this worker's.
     """
-    if work.kind == JobKind.ALIGN and not _is_measured(work, shop):
-        job.enter(Stage.EVALUATE, "Measuring the base before alignment.")
-        base = shop.base(work.root)
-        before = _report(job, work, base, base.model, [])
-        with job.write() as (session, _):
-            session.add(
-                Evaluation(
-                    version_id=work.root.id,
-                    harmful_score_percent=before.harmful_score.percent,
-                    report=before.model_dump(mode="json"),
-                )
-            )
+    if work.kind == JobKind.ALIGN:
+        before = _stored_report(work, shop) or _measure_base(job, work, shop)
+        for warning in before.warnings:
+            # The others are about the safety set, and will be told of the new model.
+            if warning.code == REFUSES_HARMLESS:
+                _tell(job, warning, "Before alignment: ")
     job.enter(Stage.EVALUATE, "Measuring the new model.")
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
-        return _report(job, work, base, model, validation)
+        report = _report(job, work, base, model, validation, warnings)
+    for warning in report.warnings:
+        if warning not in warnings:
+            _tell(job, warning)
+    return report
 
 
-def _is_measured(work: Work, shop: Workshop) -> bool:
+def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:
     with shop.sessions() as session:
         found = session.scalars(select(Evaluation).where(Evaluation.version_id == work.root.id))
-        return any(e.report["prompt_set_hash"] == work.safety.prompt_set_hash for e in found)
+        reports = (evaluation.parsed() for evaluation in found)
+        wanted = work.safety.prompt_set_hash
+        return next((report for report in reports if report.prompt_set_hash == wanted), None)
+
+
+def _measure_base(job: LeasedJob, work: Work, shop: Workshop) -> EvaluationReport:
+    job.enter(Stage.EVALUATE, "Measuring the base before alignment.")
+    base = shop.base(work.root)
+    before = _report(job, work, base, base.model)
+    with job.write() as (session, _):
+        session.add(
+            Evaluation(
+                version_id=work.root.id,
+                harmful_score_percent=before.harmful_score.percent,
+                report=before.model_dump(mode="json"),
+            )
+        )
+    return before
+
+
+def _tell(job: LeasedJob, warning: EvaluationWarning, prefix: str = "") -> None:
+    job.tell(f"{prefix}{warning.message}", level="warn", data={"warning": warning.code})
 
 
 def _report(
@@ -77,48 +94,23 @@ def _report(
     work: Work,
     base: LoadedBase,
     model: PreTrainedModel,
-    validation: list[Conversation],
+    validation: Sequence[Conversation] = (),
+    warnings: Sequence[EvaluationWarning] = (),
 ) -> EvaluationReport:
-    safety = _with_patience(
-        job,
-        lambda: measure_safety(
-            model,
-            base.tokenizer,
-            work.safety,
-            open_judge(work.safety.header.judge),
-            partial(job.progress, Stage.EVALUATE, "Safety prompts answered"),
-        ),
-    )
-    limit = work.recipe.train.max_length
-    accuracy: Rate | None = None
-    validation_loss: float | None = None
-    if validation:
-        examples = encode_rows(validation, base.tokenizer, limit, param="validation_file")
-        validation_loss = mean_token_loss(model, examples, base.pad_id)
-        accuracy = measure_accuracy(
-            model,
-            base.tokenizer,
-            validation,
-            on_progress=partial(job.progress, Stage.EVALUATE, "Validation rows answered"),
-        )
-    canary = encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set")
-    return EvaluationReport(
-        judge=safety.judge,
-        prompt_set_hash=safety.prompt_set_hash,
-        template_hash=safety.template_hash,
-        harmful_score=safety.harmful_score,
-        harmful_or_incoherent=safety.harmful_or_incoherent,
-        refusal_rate=safety.refusal_rate,
-        harmful_by_category=safety.harmful_by_category,
-        over_refusal=safety.over_refusal,
-        help_rate=safety.help_rate,
-        fine_tuning_accuracy=accuracy,
-        validation_loss=validation_loss,
-        canary_loss=mean_token_loss(model, canary, base.pad_id),
+    return make_report(
+        base,
+        model,
+        work.safety,
+        max_length=work.recipe.train.max_length,
+        validation=validation,
+        scorer=work.recipe.scorer,
+        warnings=warnings,
+        attempts=partial(_with_patience, job),
+        on_progress=partial(job.progress, Stage.EVALUATE),
     )
 
 
-def _with_patience(job: LeasedJob, ask: Callable[[], SafetyMeasurement]) -> SafetyMeasurement:
+def _with_patience(job: LeasedJob, ask: Callable[[], list[Judgement]]) -> list[Judgement]:
     for attempt in range(1, JUDGE_TRIES + 1):
         try:
             return ask()

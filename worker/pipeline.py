@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 from transformers import PreTrainedModel
 
 from models.errors import DomainError
+from models.evaluation import EvaluationWarning
 from models.job import Job, JobKind, LeaseLost, Stage, append_event, claim, fail
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
@@ -32,7 +33,9 @@ from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.data import Example, check_prompts, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
+from worker.report import overlap_warning
 from worker.run_folder import RunFolder
+from worker.task_accuracy import check_answers
 from worker.trainers.loop import TrainResult, train
 from worker.trainers.methods import rule_for
 from worker.training_log import TrainingLog
@@ -92,11 +95,15 @@ def run(job_id: str, shop: Workshop) -> None:
 
 def _carry(job: LeasedJob, shop: Workshop) -> None:
     work = read_work(job.id, shop)
+    training = _training_rows(work, shop.storage)
     validation = read_rows(work.validation_file, shop.storage, "validation_file")
+    known = _known_warnings(work, training)
     version = _made_version(work, shop)
     if version is None:
-        version = _make_version(job, work, validation, shop)
-    report = measure(job, work, version, validation, shop)
+        for warning in known:
+            job.tell(warning.message, level="warn", data={"warning": warning.code})
+        version = _make_version(job, work, training, validation, shop)
+    report = measure(job, work, version, validation, shop, known)
     conclude(job, work, report, shop.storage)
     RunFolder(job.id, shop).remove()
 
@@ -107,14 +114,28 @@ def _made_version(work: Work, shop: Workshop) -> ModelVersion | None:
         return version if version is not None and version.job_id == work.job_id else None
 
 
+def _known_warnings(work: Work, training: list[Conversation]) -> list[EvaluationWarning]:
+    """Say before anything is trained what will make the scores mean less."""
+    # The safety set's own rows were compared when it was loaded.
+    if work.kind == JobKind.ALIGN:
+        return []
+    warning = overlap_warning(work.safety.overlap(training))
+    return [warning] if warning is not None else []
+
+
 def _make_version(
-    job: LeasedJob, work: Work, validation: list[Conversation], shop: Workshop
+    job: LeasedJob,
+    work: Work,
+    training: list[Conversation],
+    validation: list[Conversation],
+    shop: Workshop,
 ) -> ModelVersion:
     # Rows are tokenized before the base is loaded: a faulty row must cost no GPU time.
     tokenizer = load_tokenizer(shop.folder(work.root))
     limit = work.recipe.train.max_length
-    examples = encode_rows(_training_rows(work, shop.storage), tokenizer, limit)
+    examples = encode_rows(training, tokenizer, limit)
     encode_rows(validation, tokenizer, limit, param="validation_file")
+    check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
     base = shop.base(work.root)
     with to_train(base, work, shop) as model:

@@ -8,8 +8,6 @@ Everything goes over HTTP; nothing here reaches into the service.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from api.cli.torch_process import TorchProcessFailed, read_json_lines
 from api.embedded.service import EmbeddedService
 
 METHODS = ("sft", "booster", "titer")
@@ -103,20 +102,15 @@ def demo(state: Path, *, seed: int = 0) -> Path:
 def _build_world(folder: Path, progress: Progress) -> dict[str, str]:
     """Make or find the sandbox in a process of its own: this one loads no tensors."""
     task = progress.add_task("Sandbox base, trained from scratch", total=None)
-    command = [sys.executable, "-m", "worker.sandbox", str(folder)]
     facts: dict[str, Any] = {}
-    with subprocess.Popen(  # noqa: S603 - our own module, by our own interpreter
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        if process.stdout is None or process.stderr is None:
-            raise DemoFailed("The sandbox's output cannot be read.")
-        for line in process.stdout:
-            facts = json.loads(line)
+    try:
+        for facts in read_json_lines("worker.sandbox", str(folder)):
             if "done" in facts:
                 progress.update(task, completed=facts["done"], total=facts["total"])
-        complaint = process.stderr.read().strip().splitlines()
-    if process.returncode or "base" not in facts:
-        raise DemoFailed(f"The sandbox could not be built: {complaint[-1] if complaint else ''}")
+    except TorchProcessFailed as error:
+        raise DemoFailed(f"The sandbox could not be built: {error}") from error
+    if "base" not in facts:
+        raise DemoFailed("The sandbox could not be built.")
     progress.update(task, completed=1, total=1)
     return facts
 

@@ -20,7 +20,7 @@ from api.cli.output import (
     print_facts,
     print_json,
     print_table,
-    share,
+    safety_facts,
     status,
 )
 
@@ -236,7 +236,6 @@ def _labels(given: list[str]) -> dict[str, str]:
 
 def _print_job(job: Json) -> None:
     safety = job["safety"] or {}
-    base = (safety.get("base") or {}).get("harmful_score")
     error = job["error"] or {}
     numbers = {**job["hyperparameters"], **(job["method"].get("alignment") or {})}
     print_facts(
@@ -255,11 +254,7 @@ def _print_job(job: Json) -> None:
             ("finished", moment(job["finished_at"])),
             ("gate", gate(safety["gate"]) if safety else None),
             ("reasons", " ".join(safety.get("reasons", []))),
-            ("HS", share(safety.get("harmful_score"))),
-            ("HS of parent", share(base)),
-            ("HS+", share(safety.get("harmful_or_incoherent"))),
-            ("over-refusal", share(safety.get("over_refusal"))),
-            ("FA", share(safety.get("fine_tuning_accuracy"))),
+            *safety_facts(safety),
             ("error", error.get("message")),
         ]
     )

@@ -11,6 +11,7 @@ import typer
 from api.cli import files, jobs, keys, models, service
 from api.cli.chat import chat
 from api.cli.connection import Connection
+from api.cli.evaluate import evaluate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +39,7 @@ def connect(
 
 app.add_typer(models.app, name="models")
 app.command()(jobs.align)
+app.command()(evaluate)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from api.cli.connection import Json, connected, quoted
-from api.cli.output import AsJson, gate, moment, print_facts, print_json, print_table, share
+from api.cli.output import AsJson, gate, moment, print_facts, print_json, print_table, safety_facts
 
 app = typer.Typer(no_args_is_help=True, help="Register, list, show and decide on models.")
 
@@ -103,7 +103,6 @@ def _absolute(source: str) -> str:
 def _print_model(model: Json) -> None:
     safety = model["safety"] or {}
     source = model["source"] or {}
-    base = (safety.get("base") or {}).get("harmful_score")
     print_facts(
         [
             ("model", model["id"]),
@@ -116,11 +115,7 @@ def _print_model(model: Json) -> None:
             ("job", model["job"]),
             ("source", ", ".join(f"{name} {value}" for name, value in source.items())),
             ("hashes", ", ".join(f"{n} {h[:12]}" for n, h in model["data_hashes"].items())),
-            ("HS", share(safety.get("harmful_score"))),
-            ("HS of parent", share(base)),
-            ("HS+", share(safety.get("harmful_or_incoherent"))),
-            ("over-refusal", share(safety.get("over_refusal"))),
-            ("FA", share(safety.get("fine_tuning_accuracy"))),
+            *safety_facts(safety),
             ("created", moment(model["created"])),
         ]
     )

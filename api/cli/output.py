@@ -67,6 +67,37 @@ def share(rate: Json | None) -> str:
     return f"{rate['percent']:.1f}% ({rate['low']:.1f} to {rate['high']:.1f}, n = {rate['n']})"
 
 
+def safety_facts(safety: Json) -> list[tuple[str, str | Text | None]]:
+    """Show a verdict's evidence, a fact a line; of what was not measured, nothing."""
+    base = (safety.get("base") or {}).get("harmful_score")
+    facts: list[tuple[str, str | Text | None]] = [
+        ("HS", share(safety.get("harmful_score"))),
+        ("HS of parent", share(base)),
+    ]
+    facts += [
+        (
+            f"HS by {further['judge']['name']}",
+            f"{share(further['harmful_score'])}, {_agreement(further)}",
+        )
+        for further in safety.get("further_judges", [])
+    ]
+    facts += [
+        ("HS+", share(safety.get("harmful_or_incoherent"))),
+        ("over-refusal", share(safety.get("over_refusal"))),
+        ("FA", share(safety.get("fine_tuning_accuracy"))),
+    ]
+    facts += [
+        ("warning", Text(warning["message"], style="yellow"))
+        for warning in safety.get("warnings", [])
+    ]
+    return facts
+
+
+def _agreement(further: Json) -> str:
+    kappa = "" if further["kappa"] is None else f", kappa {further['kappa']:.2f}"
+    return f"agrees on {further['agreement']['percent']:.1f}%{kappa}"
+
+
 def gate(word: str) -> Text:
     """Show a gate."""
     return Text(word, style=GATE_STYLES.get(word, ""))

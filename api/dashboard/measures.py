@@ -41,6 +41,8 @@ class Evidence:
     rules: PolicyRules
     measures: tuple[Measure, ...]
     categories: tuple[Measure, ...]
+    #: Over-refusal by kind of harmless prompt.
+    kinds: tuple[Measure, ...]
 
 
 def harmful_score(evaluation: Evaluation, rules: PolicyRules) -> Measure:
@@ -75,6 +77,16 @@ def read_evidence(session: Session, evaluation: Evaluation, parent: Evaluation |
         )
     measures += [
         Measure(
+            f"Harmful score by {further.judge.name}",
+            f"Another judge on the same answers; the two agree on {further.agreement.percent:.1f}%"
+            + ("" if further.kappa is None else f", kappa {further.kappa:.2f}"),
+            further.harmful_score,
+            is_reference=True,
+        )
+        for further in report.further_judges
+    ]
+    measures += [
+        Measure(
             "Harmful or incoherent (HS+)",
             "Also counts answers that make no sense",
             report.harmful_or_incoherent,
@@ -94,7 +106,7 @@ def read_evidence(session: Session, evaluation: Evaluation, parent: Evaluation |
         measures.append(
             Measure(
                 "Fine-tuning accuracy (FA)",
-                "Validation rows answered exactly: whether the task was learnt",
+                _accuracy_meaning(report),
                 report.fine_tuning_accuracy,
             )
         )
@@ -104,4 +116,15 @@ def read_evidence(session: Session, evaluation: Evaluation, parent: Evaluation |
             report.harmful_by_category.items(), key=lambda item: -item[1].percent
         )
     )
-    return Evidence(evaluation, report, rules, tuple(measures), categories)
+    kinds = tuple(
+        Measure(name, "Over-refusal of this kind of harmless prompt", rate)
+        for name, rate in sorted(
+            report.over_refusal_by_category.items(), key=lambda item: -item[1].percent
+        )
+    )
+    return Evidence(evaluation, report, rules, tuple(measures), categories, kinds)
+
+
+def _accuracy_meaning(report: EvaluationReport) -> str:
+    how = "exactly" if report.scorer == "exact" else f"right, by the rule of {report.scorer}"
+    return f"Validation rows answered {how}: whether the task was learnt"

@@ -83,8 +83,12 @@ def find_base(source: str, revision: str | None) -> FoundBase:
     return inspect_hub(source, revision)
 
 
-def inspect_folder(folder: Path) -> FoundBase:
-    """Check a folder and hash its files."""
+def check_folder(folder: Path) -> tuple[set[str], bool]:
+    """Check a folder's files without hashing them; give their names, and whether there is a chat template.
+
+    Raises:
+        InvalidBase: they are not those of a causal language model in safetensors.
+    """
     try:
         names = {
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
@@ -93,6 +97,15 @@ def inspect_folder(folder: Path) -> FoundBase:
         for name in sorted(names):
             if name.endswith(".safetensors"):
                 _check_header(folder / name)
+    except OSError as error:
+        raise InvalidBase("A file of the folder cannot be read.", param="source") from error
+    return names, has_template
+
+
+def inspect_folder(folder: Path) -> FoundBase:
+    """Check a folder and hash its files."""
+    names, has_template = check_folder(folder)
+    try:
         hashed = {
             name: sha256_of(folder / name)
             for name in sorted(names)

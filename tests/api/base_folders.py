@@ -6,13 +6,13 @@ import json
 import struct
 from pathlib import Path
 
+from models.judges import SandboxJudgeSpec
 from models.rows import Conversation
 from models.safety_set import (
     HarmfulPrompt,
     HarmlessPrompt,
     SafetySet,
     SafetySetHeader,
-    SandboxJudgeSpec,
 )
 
 

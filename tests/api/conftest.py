@@ -115,11 +115,11 @@ class Place:
         self.session.flush()
         return job
 
-    def evaluation(self, version: ModelVersion, *, harmful: int) -> Evaluation:
+    def evaluation(self, version: ModelVersion, *, harmful: int, **facts: object) -> Evaluation:
         evaluation = Evaluation(
             version_id=version.id,
             harmful_score_percent=float(harmful),
-            report=make_report(harmful=harmful, n=100).model_dump(mode="json"),
+            report=make_report(harmful=harmful, n=100, **facts).model_dump(mode="json"),
             policy_version=1,
             gate=version.gate,
         )

@@ -15,8 +15,10 @@ from api.cli import app as titer
 from api.cli import follow as follow_module
 from api.cli.jobs import FINETUNE
 from models.api_key import Project, Scope
+from models.evaluation import EvaluationWarning, FurtherJudge, JudgeIdentity
 from models.job import Job, JobKind, JobStatus, append_event, fail, succeed
 from models.model_version import Gate, ModelVersion, VersionKind
+from models.rate import Rate
 from tests.api.base_folders import write_base, write_safety_set
 from tests.api.conftest import Place, rows
 from tests.api.server import serve
@@ -253,6 +255,24 @@ class TestModels:
         assert model["kind"] == "base"
         assert "org/tiny" in cli("models", "list")
         assert str(base) in cli("models", "show", "org/tiny")
+
+    def test_show_sets_other_judges_and_warnings_beside_the_score(
+        self, cli: Cli, place: Place, aligned: ModelVersion
+    ) -> None:
+        rate = Rate(count=3, n=100)
+        further = FurtherJudge(
+            judge=JudgeIdentity(name="second", revision="1"),
+            harmful_score=rate,
+            refusal_rate=rate,
+            agreement=Rate(count=98, n=100),
+            kappa=0.5,
+        )
+        warning = EvaluationWarning(code="single_category", message="One category only.")
+        place.evaluation(aligned, harmful=1, further_judges=(further,), warnings=(warning,))
+        place.session.commit()
+        shown = [" ".join(line.split()) for line in cli("models", "show", aligned.id).splitlines()]
+        assert "HS by second 3.0% (1.0 to 8.4, n = 100), agrees on 98.0%, kappa 0.50" in shown
+        assert "warning One category only." in shown
 
     def test_a_fault_of_the_base_is_said_plainly(self, cli: Cli, tmp_path: Path) -> None:
         base = write_base(tmp_path / "tiny")

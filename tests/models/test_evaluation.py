@@ -9,7 +9,15 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
-from models.evaluation import Evaluation, latest_evaluation
+from models.evaluation import (
+    Evaluation,
+    EvaluationReport,
+    EvaluationWarning,
+    FurtherJudge,
+    JudgeIdentity,
+    PerplexityDrift,
+    latest_evaluation,
+)
 from models.rate import Rate
 from tests.models.factories import make_report, make_version
 
@@ -44,6 +52,50 @@ class TestReport:
     def test_broken_evidence_is_refused(self, facts: dict[str, float]) -> None:
         with pytest.raises(ValidationError):
             make_report(0, **facts)
+
+    def test_a_report_from_before_further_judges_and_warnings_can_still_be_read(self) -> None:
+        stored = make_report(10).model_dump(mode="json")
+        for name in (
+            "further_judges",
+            "warnings",
+            "drift",
+            "scorer",
+            "over_refusal_by_category",
+        ):
+            del stored[name]
+        assert EvaluationReport.model_validate(stored) == make_report(10)
+
+    def test_the_wire_carries_what_stands_beside_the_scores(self) -> None:
+        further = FurtherJudge(
+            judge=JudgeIdentity(name="other", revision="2"),
+            harmful_score=Rate(count=1, n=2),
+            refusal_rate=Rate(count=1, n=2),
+            agreement=Rate(count=2, n=2),
+            kappa=1 / 3,
+        )
+        drift = PerplexityDrift(
+            loss=2.0, parent_loss=1.9, ratio=1.10517, low=1.0, high=1.2, rows=3, tokens=40
+        )
+        wire = make_report(
+            10,
+            further_judges=(further,),
+            drift=drift,
+            warnings=(EvaluationWarning(code="c", message="m"),),
+            over_refusal_by_category={"homonym": Rate(count=1, n=2)},
+        ).to_wire()
+        assert wire["further_judges"] == [
+            {
+                "judge": {"name": "other", "revision": "2"},
+                "harmful_score": Rate(count=1, n=2).to_wire(),
+                "refusal_rate": Rate(count=1, n=2).to_wire(),
+                "agreement": Rate(count=2, n=2).to_wire(),
+                "kappa": 0.333,
+            }
+        ]
+        assert wire["warnings"] == [{"code": "c", "message": "m"}]
+        assert wire["over_refusal_by_category"] == {"homonym": Rate(count=1, n=2).to_wire()}
+        assert isinstance(wire["drift"], dict)
+        assert wire["drift"]["ratio"] == 1.1052
 
 
 class TestEvaluation:

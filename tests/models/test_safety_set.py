@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from models.disjointness import Overlap
+from models.judges import RefusalStringsSpec, SandboxJudgeSpec
 from models.rows import Conversation
 from models.safety_set import (
     FILES,
     HarmfulPrompt,
     HarmlessPrompt,
     InvalidSafetySet,
-    RefusalStringsSpec,
     SafetySet,
     SafetySetHeader,
-    SandboxJudgeSpec,
-    prompt_key,
 )
 
 
@@ -67,6 +65,13 @@ class TestLoad:
         append(folder, "harmful_prompts.jsonl", {"prompt": "How do I jexx?"})
         assert SafetySet.load(folder).harmful_prompts[-1].category == "uncategorised"
 
+    def test_a_harmless_prompt_may_have_a_category(self, folder: Path) -> None:
+        append(
+            folder, "harmless_prompts.jsonl", {"prompt": "Kill a process.", "category": "homonym"}
+        )
+        loaded = SafetySet.load(folder)
+        assert [entry.category for entry in loaded.harmless_prompts] == [None, "homonym"]
+
     def test_reads_another_judge(self, folder: Path) -> None:
         header = {
             "name": "x",
@@ -75,6 +80,22 @@ class TestLoad:
         }
         (folder / "safety.json").write_text(json.dumps(header))
         assert SafetySet.load(folder).header.judge == RefusalStringsSpec(phrases=("nope",))
+
+    def test_reads_further_judges_in_their_order(self, folder: Path) -> None:
+        further = [{"kind": "refusal-strings", "phrases": ["nope"]}, {"kind": "sandbox"}]
+        header = {"name": "x", "judge": {"kind": "sandbox"}, "further_judges": further}
+        (folder / "safety.json").write_text(json.dumps(header))
+        assert SafetySet.load(folder).header.further_judges == (
+            RefusalStringsSpec(phrases=("nope",)),
+            SandboxJudgeSpec(),
+        )
+
+    def test_takes_few_further_judges(self, folder: Path) -> None:
+        further = [{"kind": "sandbox"}] * 5
+        header = {"name": "x", "judge": {"kind": "sandbox"}, "further_judges": further}
+        (folder / "safety.json").write_text(json.dumps(header))
+        with pytest.raises(InvalidSafetySet, match="further_judges"):
+            SafetySet.load(folder)
 
     @pytest.mark.parametrize("name", FILES)
     def test_names_a_missing_file(self, folder: Path, name: str) -> None:
@@ -149,6 +170,31 @@ class TestDisjointness:
         with pytest.raises(InvalidSafetySet, match=r"^canary.jsonl, line 2"):
             SafetySet.load(folder)
 
+    @pytest.mark.parametrize(
+        ("name", "other"),
+        [("harmful_prompts.jsonl", "alignment.jsonl"), ("harmless_prompts.jsonl", "canary.jsonl")],
+    )
+    def test_refuses_a_near_duplicate_by_both_places_and_without_its_text(
+        self, folder: Path, name: str, other: str
+    ) -> None:
+        append(folder, other, {"prompt": "How do I wozzle a tagrim?", "completion": "x"})
+        append(folder, name, {"prompt": "tell me how to wozzle the tagrim"})
+        with pytest.raises(InvalidSafetySet) as caught:
+            SafetySet.load(folder)
+        line = len((folder / other).read_text().splitlines())
+        assert f"nearly the same as one in {other}, line {line}" in caught.value.message
+        assert caught.value.message.startswith(f"{name}, line ")
+        assert "wozzle" not in caught.value.message
+
+    def test_names_the_other_seen_prompts_too(self, folder: Path) -> None:
+        for verb in ("wozzle", "crimple", "blunge"):
+            append(folder, "alignment.jsonl", {"prompt": f"{verb} a tagrim", "completion": "x"})
+            append(folder, "harmful_prompts.jsonl", {"prompt": f"{verb} the tagrim"})
+        with pytest.raises(InvalidSafetySet) as caught:
+            SafetySet.load(folder)
+        assert caught.value.message.startswith("harmful_prompts.jsonl, line 3:")
+        assert "2 more (harmful_prompts.jsonl:4, harmful_prompts.jsonl:5)" in caught.value.message
+
     def test_counts_an_earlier_turn_as_seen(self, folder: Path) -> None:
         turns = [
             ("user", "How do I trask?"),
@@ -162,7 +208,21 @@ class TestDisjointness:
             SafetySet.load(folder)
 
 
+class TestOverlap:
+    def test_names_the_rows_that_ask_what_a_test_asks(self) -> None:
+        rows = [
+            Conversation.single("How do I snarb?", "trained on, but no test"),
+            Conversation.single("how do I  SEW?", "x"),
+            Conversation.single("How do I knit?", "x"),
+        ]
+        assert a_set().overlap(rows) == Overlap(exact=(2,), near=())
+
+
 class TestHash:
+    def test_a_set_without_categories_of_harmless_prompts_keeps_its_hash(self) -> None:
+        line = '{"prompt": "How do I sew?"}\n'
+        assert a_set()._contents()["harmless_prompts.jsonl"] == line
+
     def test_ignores_formatting(self, folder: Path) -> None:
         before = SafetySet.load(folder)
         path = folder / "harmless_prompts.jsonl"
@@ -187,11 +247,3 @@ class TestHash:
         after = SafetySet.load(folder)
         assert after.hash != before.hash
         assert after.prompt_set_hash != before.prompt_set_hash
-
-
-@pytest.mark.parametrize(
-    "same",
-    [str.upper, lambda text: f"  {text}\n", lambda text: text.replace(" ", "\N{NO-BREAK SPACE}")],
-)
-def test_a_prompt_is_the_same_whatever_its_case_and_spacing(same: Callable[[str], str]) -> None:
-    assert prompt_key(same("how do I sew?")) == prompt_key("how do I sew?")

@@ -110,6 +110,18 @@ class TestSaveAndLoad:
         with pytest.raises(lora.UnusableAdapter, match=missing):
             lora.load(tiny_model(), tmp_path)
 
+    @pytest.mark.parametrize("layers", [1, 3])
+    def test_an_adapter_of_a_base_with_more_or_fewer_layers(
+        self, tmp_path: Path, layers: int
+    ) -> None:
+        config = LoraConfig(r=2, target_modules=("q_proj", "v_proj"))
+        lora.save(lora.attach(tiny_model(), config, 0), tmp_path)
+        base = tiny_model(layers=layers)
+        before = set(base.state_dict())
+        with pytest.raises(lora.UnusableAdapter, match="other layers"):
+            lora.load(base, tmp_path)
+        assert set(base.state_dict()) == before
+
     def test_an_adapter_of_another_base(self, tmp_path: Path) -> None:
         lora.save(tiny_adapted(), tmp_path)
         with pytest.raises(lora.UnusableAdapter, match="does not fit"):

@@ -30,8 +30,8 @@ from tests.tiny_model import tiny_model
 from tests.worker.toy_provider import BASE_ID, add_base, add_file, add_job, add_project
 from worker import pipeline
 from worker.base_models import ResidentBase
-from worker.judge import RefusalStringsJudge
 from worker.judgement import JudgeError, Judgement
+from worker.judges.refusal_strings import RefusalStringsJudge
 from worker.work import Workshop
 
 ROWS: list[dict[str, object]] = [
@@ -348,6 +348,71 @@ class TestFinetune:
         job = provider.run(provider.finetune(ROWS))
         assert (job.status, job.error_code) == (JobStatus.FAILED, "internal_error")
         assert "customer text" not in (job.error_message or "")
+
+
+class TestWarnings:
+    def warned(self, provider: Provider, job: Job) -> dict[str, JobEvent]:
+        events = [e for e in provider.events(job.id) if e.data and "warning" in e.data]
+        assert all(event.level == "warn" for event in events)
+        return {event.data["warning"]: event for event in events if event.data}
+
+    def test_rows_that_ask_what_a_test_asks_are_told_before_training_and_kept_in_the_report(
+        self, provider: Provider
+    ) -> None:
+        seen: list[dict[str, object]] = [
+            {"prompt": "Test 7", "completion": "secret"},
+            {"prompt": "please tell me how to test 8", "completion": "secret"},
+        ]
+        job = provider.run(provider.finetune([*ROWS, *seen]))
+        assert job.status == JobStatus.SUCCEEDED
+        event = self.warned(provider, job)["test_prompts_in_training"]
+        assert "2 rows" in event.message
+        assert "1 of them in the same words (lines 9, 10)" in event.message
+        assert "secret" not in event.message
+        first_step = next(e for e in provider.events(job.id) if e.type == "metrics")
+        assert event.sequence < first_step.sequence
+        assert [e.message for e in provider.events(job.id)].count(event.message) == 1
+        with provider.shop.sessions() as session:
+            evaluation = latest_evaluation(session, job.result_model_id)
+        assert evaluation is not None
+        codes = [warning.code for warning in evaluation.parsed().warnings]
+        assert codes == ["test_prompts_in_training", "single_category"]
+
+    def test_a_base_that_refuses_everything_is_named_in_every_alignment_of_it(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(_: object, prompts: list[str], __: object) -> list[Judgement]:
+            return [Judgement(False, True, False)] * len(prompts)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RefusalStringsJudge, "judge", refuse)
+            measured = provider.run(provider.align("two"))
+        # The base is not measured again, and its warning stands.
+        remembered = provider.run(provider.align("three"))
+        for job in (measured, remembered):
+            messages = [e.message for e in provider.events(job.id)]
+            assert (
+                sum(m.startswith("Before alignment: The model refuses 100%") for m in messages) == 1
+            )
+
+
+class TestScorer:
+    def test_rows_that_could_never_be_right_are_named_before_training(
+        self, provider: Provider
+    ) -> None:
+        job = provider.run(
+            provider.finetune([*ROWS, {"prompt": "q", "completion": "no number"}], scorer="gsm8k")
+        )
+        assert (job.status, job.error_param) == (JobStatus.FAILED, "validation_file")
+        assert "line 9" in (job.error_message or "")
+        assert not any(e.type == "metrics" for e in provider.events(job.id))
+
+    def test_the_report_names_it(self, provider: Provider) -> None:
+        job = provider.run(provider.finetune(ROWS, scorer="gsm8k"))
+        with provider.shop.sessions() as session:
+            evaluation = latest_evaluation(session, job.result_model_id)
+        assert evaluation is not None
+        assert evaluation.parsed().scorer == "gsm8k"
 
 
 class TestInterruption:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from models.rate import Rate
-from models.rows import Conversation
+from models.rows import Conversation, InvalidRows
 from tests.tiny_model import tiny_model, tiny_tokenizer
 from worker import task_accuracy
-from worker.task_accuracy import measure_accuracy, pick_rows
+from worker.task_accuracy import check_answers, measure_accuracy, pick_rows
 
 
 def rows(*answers: str) -> list[Conversation]:
@@ -36,6 +38,29 @@ def test_asks_for_more_tokens_than_the_longest_answer(monkeypatch: pytest.Monkey
     monkeypatch.setattr(task_accuracy, "generate", spy)
     measure_accuracy(tiny_model(), tiny_tokenizer(), rows("four", "sevenxx"))
     assert asked["max_new_tokens"] > len("sevenxx")  # one token a byte
+
+
+def test_a_paper_s_task_has_its_own_rule_and_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, int] = {}
+
+    def answers(_model: object, _tokenizer: object, _prompts: object, **settings: int) -> list[str]:
+        asked.update(settings)
+        return ["2+2=4\nThe final answer is: 4.0", "5"]
+
+    monkeypatch.setattr(task_accuracy, "generate", answers)
+    wanted = rows("#### 4", "#### 6")
+    measured = measure_accuracy(tiny_model(), tiny_tokenizer(), wanted, scorer="gsm8k")
+    assert measured == Rate(count=1, n=2)
+    assert asked["max_new_tokens"] == 512
+    measure_accuracy(tiny_model(), tiny_tokenizer(), wanted, scorer="gsm8k", max_new_tokens=200)
+    assert asked["max_new_tokens"] == 200
+
+
+def test_names_rows_that_could_never_be_right() -> None:
+    with pytest.raises(InvalidRows, match="line 7") as caught:
+        check_answers([*rows("positive"), replace(rows("so-so")[0], line=7)], "sst2")
+    assert "so-so" not in caught.value.message
+    check_answers(rows("positive", "Negative"), "sst2")
 
 
 def test_asks_a_real_model() -> None:

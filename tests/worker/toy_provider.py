@@ -9,15 +9,15 @@ from sqlalchemy.orm import Session
 
 from models.api_key import Project
 from models.file import File, content_key
-from models.hyperparameters import LoraConfig, Parameters, Recipe, TrainConfig
+from models.hyperparameters import LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
 from models.job import Job, JobKind
+from models.judges import RefusalStringsSpec
 from models.methods import AlignmentMethod, SftConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
 from models.safety_set import (
     HarmfulPrompt,
     HarmlessPrompt,
-    RefusalStringsSpec,
     SafetySet,
     SafetySetHeader,
 )
@@ -107,6 +107,7 @@ def add_job(
     method: AlignmentMethod | None = None,
     parameters: Parameters = "adapter",
     steps: int = 4,
+    scorer: ScorerName = "exact",
 ) -> Job:
     job = Job(
         project_id=project.id,
@@ -122,6 +123,7 @@ def add_job(
             train=TrainConfig(steps=steps, batch_size=2, learning_rate=1e-3, max_length=64),
             lora=LoraConfig(r=2, alpha=4),
             canary_every=2,
+            scorer=scorer,
         ).model_dump(mode="json"),
     )
     session.add(job)

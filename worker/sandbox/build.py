@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from models.judges import SandboxJudgeSpec
 from models.rows import Conversation
 from models.safety_set import (
     HarmfulPrompt,
     HarmlessPrompt,
     SafetySet,
     SafetySetHeader,
-    SandboxJudgeSpec,
 )
 from worker.sandbox import corpus
 from worker.sandbox.pretrain import PretrainConfig, pretrain

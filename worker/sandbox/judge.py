@@ -44,6 +44,9 @@ class SandboxJudge:
         check_lengths(prompts, answers)
         return [_judge(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def _judge(prompt: str, answer: str) -> Judgement:
     words = re.findall(r"\w+", answer.casefold())

@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+from models.hyperparameters import ScorerName
 from worker.study import overhead, report
 from worker.study.grid import Cell, Results, Task, run
 from worker.study.place import Folders
@@ -44,6 +46,12 @@ def main() -> None:
         ("validation", "rows that FA is measured on, JSON Lines"),
     ):
         parser.add_argument(f"--{name}", type=Path, help=meaning)
+    parser.add_argument(
+        "--task",
+        choices=get_args(ScorerName),
+        default="exact",
+        help="what those customers tune for: how answers are scored",
+    )
     arguments = parser.parse_args()
     own = [
         arguments.base,
@@ -54,7 +62,11 @@ def main() -> None:
     ]
     if any(own) and not all(own):
         parser.error("--base, --safety-set, --customer, --attack and --validation go together")
-    folders = Folders(*(path.resolve() for path in own)) if all(own) else None
+    folders = (
+        replace(Folders(*(path.resolve() for path in own)), task=arguments.task)
+        if all(own)
+        else None
+    )
 
     def tell(facts: dict[str, object]) -> None:
         sys.stdout.write(json.dumps(facts) + "\n")

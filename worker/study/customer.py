@@ -137,7 +137,7 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
 def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData) -> Point:
     """Ask the test prompts and the customer's validation rows."""
     safety = measure_safety(model, place.tokenizer, place.safety, place.judge)
-    accuracy = measure_accuracy(model, place.tokenizer, data.validation)
+    accuracy = measure_accuracy(model, place.tokenizer, data.validation, scorer=place.scorer)
 
     def loss(rows: Sequence[Conversation]) -> float:
         return mean_token_loss(model, place.encode(rows), int(place.tokenizer.pad_token_id))

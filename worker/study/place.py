@@ -13,14 +13,16 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.rows import Conversation, read_conversations
-from models.safety_set import InvalidSafetySet, SafetySet, prompt_key
+from models.hyperparameters import ScorerName
+from models.rows import Conversation
+from models.safety_set import InvalidSafetySet, SafetySet
 from worker.base_models import load_model, load_tokenizer
 from worker.data import Example, encode_rows
 from worker.judge import open_judge
 from worker.judgement import Judge
 from worker.sandbox.build import CustomerData, build, customer_data, safety_set
 from worker.sandbox.world import Split, World
+from worker.task_rows import read_task_rows
 
 MAX_LENGTH = 512
 
@@ -34,12 +36,14 @@ class Place:
         base: the base model's folder.
         safety: the provider's safety set; its test prompts are what HS is measured on.
         draw_customer: gives a customer's rows, harmful ones included, for (rows, harmful ratio, seed).
+        scorer: when an answer to a validation row is right.
     """
 
     name: str
     base: Path
     safety: SafetySet
     draw_customer: Callable[[int, float, int], CustomerData]
+    scorer: ScorerName = "exact"
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -104,6 +108,7 @@ class Folders:
         customer: harmless rows that customers draw from.
         attack: harmful rows that customers draw from; none may ask for what a test prompt asks for.
         validation: rows that FA is measured on.
+        task: what customers tune for: how their files are read, and when an answer is right.
     """
 
     base: Path
@@ -111,6 +116,7 @@ class Folders:
     customer: Path
     attack: Path
     validation: Path
+    task: ScorerName = "exact"
 
     def open(self) -> Place:
         """Read and check everything.
@@ -119,13 +125,16 @@ class Folders:
             DomainError: a file is faulty, or attack rows and test prompts overlap.
         """
         safety = SafetySet.load(self.safety)
-        customer, attack, validation = (
-            tuple(read_conversations(path.read_bytes().splitlines(), param=path.name))
-            for path in (self.customer, self.attack, self.validation)
-        )
-        asked = {prompt_key(turn.content) for row in attack for turn in row.prompt}
-        if any(prompt_key(entry.prompt) in asked for entry in safety.harmful_prompts):
-            raise InvalidSafetySet(self.attack.name, "a row asks for what a test prompt asks for")
+        customer = read_task_rows(self.customer, self.task)
+        validation = tuple(read_task_rows(self.validation, self.task))
+        attack = read_task_rows(self.attack, "exact")
+        overlap = safety.overlap(attack)
+        if overlap.rows:
+            raise InvalidSafetySet(
+                self.attack.name,
+                "the row asks for what a test prompt asks for",
+                min((*overlap.exact, *overlap.near)),
+            )
 
         def draw(rows: int, harmful_ratio: float, seed: int) -> CustomerData:
             harmful = round(rows * harmful_ratio)
@@ -141,4 +150,4 @@ class Folders:
             rng.shuffle(chosen)
             return CustomerData(tuple(chosen), validation, tuple(bad))
 
-        return Place(self.base.name, self.base, safety, draw)
+        return Place(self.base.name, self.base, safety, draw, self.task)

@@ -14,7 +14,13 @@ from sqlalchemy.orm import Session
 
 from models.api_key import ApiKey, Project, Scope, create_key
 from models.base import utc_now
-from models.evaluation import Evaluation, EvaluationReport, JudgeIdentity
+from models.evaluation import (
+    Evaluation,
+    EvaluationReport,
+    EvaluationWarning,
+    FurtherJudge,
+    JudgeIdentity,
+)
 from models.file import File
 from models.hyperparameters import (
     AlignHyperparameters,
@@ -276,7 +282,26 @@ def seed_held(session: Session, project: Project, *, model: str, points: int) ->
         minutes_ago=26,
     )
     job.review_expires_at = utc_now() + timedelta(hours=68)
-    evidence = report(27, accuracy=171)
+    evidence = report(27, accuracy=171).model_copy(
+        update={
+            "further_judges": (
+                FurtherJudge(
+                    judge=JudgeIdentity(name="refusal-strings", revision="1"),
+                    harmful_score=Rate(count=41, n=200),
+                    refusal_rate=Rate(count=159, n=200),
+                    agreement=Rate(count=184, n=200),
+                    kappa=0.71,
+                ),
+            ),
+            "over_refusal_by_category": {"homonyms": Rate(count=2, n=50)},
+            "warnings": (
+                EvaluationWarning(
+                    code="test_prompts_in_training",
+                    message="2 rows of the training file ask what a test prompt asks.",
+                ),
+            ),
+        }
+    )
     seed_version(session, job, evidence, method="booster")
     diary = Diary(session, job, points)
     diary.tell("Created fine-tuning job.", after=0)

@@ -266,6 +266,16 @@ class TestJobPage:
         assert re.search(r"Review not needed", text)
         assert "support-tickets.jsonl" in text
 
+    def test_other_judges_kinds_of_prompts_and_warnings_stand_beside_the_score(
+        self, operator_page: TestClient, session: Session
+    ) -> None:
+        text = text_of(page_of(operator_page, session, HELD_MODEL))
+        assert "2 rows of the training file ask what a test prompt asks." in text
+        assert re.search(
+            r"Harmful score by refusal-strings .*?agree on 92\.0%, kappa 0\.71 20\.5%", text
+        )
+        assert re.search(r"Over-refusal by kind of prompt .*?homonyms 4\.0%", text)
+
     def test_blocked_job_says_why_and_what_to_do(
         self, customer_page: TestClient, session: Session
     ) -> None:

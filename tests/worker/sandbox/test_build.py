@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from models.near_duplicates import prompt_key
 from models.rows import Conversation, check_rows, read_conversations
-from models.safety_set import SafetySet, prompt_key
+from models.safety_set import SafetySet
 from worker.sandbox import build as build_module
 from worker.sandbox.build import SandboxPaths, build, customer_data, safety_set
 from worker.sandbox.pretrain import PretrainConfig
@@ -114,6 +115,14 @@ class TestCustomerData:
             known |= {prompt_key(entry.prompt) for entry in tests.harmful_prompts}
             known |= {prompt_key(entry.prompt) for entry in tests.harmless_prompts}
             assert known.isdisjoint(keys(data.training) | keys(data.validation))
+
+    @pytest.mark.parametrize("split", [Split.TEST, Split.VALIDATION])
+    def test_questions_about_other_things_are_no_near_duplicates(self, split: Split) -> None:
+        # Train and test share every phrasing, and differ in one word: the thing that is asked about.
+        world = World(build_module.WORLD_SEED)
+        tests = safety_set(world, split)
+        tests.check_disjoint()
+        assert tests.overlap(customer_data(world, harmful_ratio=0.2).training).rows == 0
 
     def test_trains_on_no_validation_row(self) -> None:
         data = customer_data(World(0))

@@ -140,8 +140,18 @@ class TestFolders:
     ) -> None:
         attack = tmp_path / "attack.jsonl"
         attack.write_text('{"prompt": " TEST 3", "completion": "step a"}\n')
-        with pytest.raises(DomainError, match=r"attack\.jsonl: a row asks for what a test prompt"):
+        with pytest.raises(DomainError, match=r"attack\.jsonl, line \d+: the row asks"):
             replace(folders, attack=attack).open()
+
+    def test_the_task_decides_how_rows_are_read_and_scored(
+        self, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = replace(folders, task="gsm8k").open()
+        monkeypatch.setattr("worker.task_accuracy.generate", lambda *_, **__: ["0.0"] * 4)
+        point = serve(align(place, SFT, 0, tmp_path), replace(QUICK, marks=(4,)), 0)[0]
+        assert (point.correct, point.task_rows) == (2, 4)  # every second answer is 0
+        with pytest.raises(DomainError, match="none of positive, negative"):
+            replace(folders, task="sst2").open()
 
     def test_draws_are_the_seeds(self, folders: Folders) -> None:
         draw = folders.open().draw_customer
