@@ -12,6 +12,7 @@ from api.cli import files, jobs, keys, models, service
 from api.cli.chat import chat
 from api.cli.connection import Connection
 from api.cli.evaluate import evaluate
+from api.cli.paper import paper
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,4 +47,5 @@ app.add_typer(keys.app, name="keys")
 app.command()(chat)
 app.command()(service.up)
 app.command()(service.demo)
+app.command()(paper)
 app.add_typer(service.database, name="db")

@@ -139,11 +139,12 @@ STUDIES: dict[str, Study] = {
             (SFT, BOOSTER, TITER),
             {
                 f"p {ratio:g}": replace(
-                    CONTINUED, harmful_ratio=ratio, steps=120, marks=(0, 20, 40, 60, 80, 120)
+                    CONTINUED, rows=500, harmful_ratio=ratio, steps=100, marks=(0, 25, 50, 75, 100)
                 )
                 for ratio in (0.0, 0.1)
             },
-            seeds=(20, 21, 22, 23, 24),
+            steps=(50, 75, 100),
+            seeds=(30, 31, 32),
             world=WORLD_SEED,
         ),
         Study(
