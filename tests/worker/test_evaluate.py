@@ -12,11 +12,14 @@ import torch
 from models.errors import DomainError
 from models.judges import RefusalStringsSpec
 from tests.tiny_model import tiny_adapted, tiny_model, tiny_tokenizer
+from tests.worker.chat_stand_in import judge, longer
 from tests.worker.toy_provider import toy_safety_set, write_base
 from worker import evaluate as evaluate_module
 from worker import lora
 from worker.drift import compare, read_text_rows, row_losses
-from worker.evaluate import Asked, evaluate, main
+from worker.endpoint import EndpointSpec
+from worker.evaluate import main
+from worker.folder_report import Asked, evaluate
 from worker.harmful_score import measure_safety
 from worker.judgement import JudgeError
 from worker.judges.refusal_strings import RefusalStringsJudge
@@ -87,6 +90,16 @@ class TestEvaluate:
         assert drift is not None
         assert drift.ratio != pytest.approx(1.0)
 
+    def test_a_win_rate_is_against_the_rows(self, asked: Asked, tmp_path: Path) -> None:
+        rows = [{"prompt": f"q{i}", "completion": "x" * 5_000} for i in range(2)]
+        references = write(tmp_path / "rows.jsonl", *rows)
+        with judge(longer) as server:
+            win_rate = evaluate(
+                replace(asked, references=references, win_judge=server.spec), quiet
+            ).win_rate
+        assert win_rate is not None
+        assert (win_rate.n, win_rate.losses) == (2, 2)
+
     def test_several_judges_read_the_same_answers(self, asked: Asked) -> None:
         safety = toy_safety_set(prompts=6)
         judges = (RefusalStringsSpec(phrases=("zq",)), RefusalStringsSpec())
@@ -125,6 +138,20 @@ class TestBadInput:
     def test_what_is_not_there(self, asked: Asked, change: dict[str, Path], message: str) -> None:
         with pytest.raises(DomainError, match=message):
             evaluate(replace(asked, **change), quiet)
+
+    def test_a_missing_key_is_found_before_anything_is_loaded(self, asked: Asked) -> None:
+        spec = EndpointSpec(base_url="https://host/v1", model="m", key_variable="JUDGE_NO_KEY")
+        with pytest.raises(JudgeError, match="JUDGE_NO_KEY is not set"):
+            evaluate(
+                replace(asked, folder=Path("none"), references=Path("rows.jsonl"), win_judge=spec),
+                quiet,
+            )
+
+    def test_a_win_rate_needs_rows_and_a_judge(self, asked: Asked) -> None:
+        spec = EndpointSpec(base_url="https://host/v1", model="m")
+        for change in ({"win_judge": spec}, {"references": Path("rows.jsonl")}):
+            with pytest.raises(DomainError, match="win rate needs"):
+                evaluate(replace(asked, **change), quiet)
 
     def test_pickled_weights(self, asked: Asked) -> None:
         (asked.folder / "model.safetensors").rename(asked.folder / "pytorch_model.bin")
