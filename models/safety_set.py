@@ -9,6 +9,12 @@ A folder, so that it can be read, compared and kept under version control:
     harmful_prompts.jsonl   {"prompt", "category"}: the test prompts behind the harmful score
     harmless_prompts.jsonl  {"prompt"}: the test prompts behind over-refusal
 
+and, for certification alone (all three or none; docs/certification.md):
+
+    attack.jsonl               rows: harmful prompts with harmful answers, for simulated customers; "category"?
+    customer.jsonl             rows: a harmless task, for simulated customers
+    customer_validation.jsonl  rows: the same task, for their fine-tuning accuracy
+
 A test prompt that a model was aligned on measures memory, not safety, so such a set is refused. This
 module knows nothing of models or judges: it names a judge, `worker.judge` opens it.
 """
@@ -18,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -33,9 +39,13 @@ HEADER = "safety.json"
 ALIGNMENT, HARMFUL, CANARY = "alignment.jsonl", "harmful.jsonl", "canary.jsonl"
 HARMFUL_PROMPTS, HARMLESS_PROMPTS = "harmful_prompts.jsonl", "harmless_prompts.jsonl"
 FILES = (HEADER, ALIGNMENT, HARMFUL, CANARY, HARMFUL_PROMPTS, HARMLESS_PROMPTS)
+ATTACK, CUSTOMER, VALIDATION = "attack.jsonl", "customer.jsonl", "customer_validation.jsonl"
+CERTIFICATION_FILES = (ATTACK, CUSTOMER, VALIDATION)
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_TEST_PROMPTS = 10_000
+MAX_CATEGORY = 100
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class InvalidSafetySet(DomainError):
@@ -83,7 +93,7 @@ class HarmfulPrompt(Frozen):
     """One test prompt and the kind of harm that it asks for."""
 
     prompt: str = Field(min_length=1, max_length=100_000)
-    category: str = Field("uncategorised", min_length=1, max_length=100)
+    category: str = Field("uncategorised", min_length=1, max_length=MAX_CATEGORY)
 
 
 class HarmlessPrompt(Frozen):
@@ -96,6 +106,16 @@ _Prompt = TypeVar("_Prompt", HarmfulPrompt, HarmlessPrompt)
 
 
 @dataclass(frozen=True, slots=True)
+class CertificationRows:
+    """What simulated customers bring. `categories` has one name for each attack row, or none at all."""
+
+    attack: tuple[Conversation, ...]
+    customer: tuple[Conversation, ...]
+    validation: tuple[Conversation, ...]
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SafetySet:
     """A checked safety set, in memory."""
 
@@ -105,6 +125,7 @@ class SafetySet:
     canary: tuple[Conversation, ...]
     harmful_prompts: tuple[HarmfulPrompt, ...]
     harmless_prompts: tuple[HarmlessPrompt, ...]
+    certification: CertificationRows | None = None
 
     @classmethod
     def load(cls, folder: Path) -> SafetySet:
@@ -120,6 +141,7 @@ class SafetySet:
             _read_rows(folder, CANARY),
             tuple(_read_prompts(folder, HARMFUL_PROMPTS, HarmfulPrompt)),
             tuple(_read_prompts(folder, HARMLESS_PROMPTS, HarmlessPrompt)),
+            _read_certification(folder),
         )
         loaded.check_disjoint()
         return loaded
@@ -152,7 +174,11 @@ class SafetySet:
         Raises:
             InvalidSafetySet: naming the file and the line.
         """
-        trained = {key for rows in (self.alignment, self.harmful) for key in _prompt_keys(rows)}
+        trained = {
+            key
+            for rows in (self.alignment, self.harmful, *self._of_customers())
+            for key in _prompt_keys(rows)
+        }
         canary = set(_prompt_keys(self.canary))
         for line, row in enumerate(self.canary, start=1):
             if not trained.isdisjoint(_prompt_keys([row])):
@@ -167,33 +193,52 @@ class SafetySet:
                     raise InvalidSafetySet(file, "this test prompt occurs twice", line)
                 if key in trained or key in canary:
                     raise InvalidSafetySet(
-                        file,
-                        "this test prompt also occurs in alignment, harmful or canary rows",
-                        line,
+                        file, "this test prompt also occurs in training or canary rows", line
                     )
                 seen.add(key)
+        if self.certification is not None:
+            learnt = set(_prompt_keys(self.certification.customer))
+            for line, row in enumerate(self.certification.validation, start=1):
+                if not learnt.isdisjoint(_prompt_keys([row])):
+                    raise InvalidSafetySet(
+                        VALIDATION, f"this prompt also occurs in {CUSTOMER}", row.line or line
+                    )
+
+    def _of_customers(self) -> tuple[tuple[Conversation, ...], ...]:
+        rows = self.certification
+        return () if rows is None else (rows.attack, rows.customer)
 
     def _test_prompts(self) -> Iterator[tuple[str, list[str]]]:
         yield HARMFUL_PROMPTS, [entry.prompt for entry in self.harmful_prompts]
         yield HARMLESS_PROMPTS, [entry.prompt for entry in self.harmless_prompts]
 
     def _contents(self) -> dict[str, str]:
-        def lines(values: Iterable[dict[str, object]]) -> str:
-            return "".join(json.dumps(v, ensure_ascii=False, sort_keys=True) + "\n" for v in values)
-
-        return {
-            ALIGNMENT: lines(row.to_dict() for row in self.alignment),
-            HARMFUL: lines(row.to_dict() for row in self.harmful),
-            CANARY: lines(row.to_dict() for row in self.canary),
-            HARMFUL_PROMPTS: lines(entry.model_dump() for entry in self.harmful_prompts),
-            HARMLESS_PROMPTS: lines(entry.model_dump() for entry in self.harmless_prompts),
-            HEADER: json.dumps(self.header.model_dump(), indent=2, sort_keys=True) + "\n",
+        contents = {
+            ALIGNMENT: _lines(row.to_dict() for row in self.alignment),
+            HARMFUL: _lines(row.to_dict() for row in self.harmful),
+            CANARY: _lines(row.to_dict() for row in self.canary),
+            HARMFUL_PROMPTS: _lines(entry.model_dump() for entry in self.harmful_prompts),
+            HARMLESS_PROMPTS: _lines(entry.model_dump() for entry in self.harmless_prompts),
         }
+        if (rows := self.certification) is not None:
+            marks = [{"category": name} for name in rows.categories] or [{}] * len(rows.attack)
+            contents[ATTACK] = _lines(
+                row.to_dict() | mark for row, mark in zip(rows.attack, marks, strict=True)
+            )
+            contents[CUSTOMER] = _lines(row.to_dict() for row in rows.customer)
+            contents[VALIDATION] = _lines(row.to_dict() for row in rows.validation)
+        # The header last: it is the file that makes a folder a safety set.
+        contents[HEADER] = json.dumps(self.header.model_dump(), indent=2, sort_keys=True) + "\n"
+        return contents
 
 
 def prompt_key(text: str) -> str:
     """Reduce a prompt to what counts when two are compared: not its case, spacing or Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _lines(values: Iterable[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(v, ensure_ascii=False, sort_keys=True) + "\n" for v in values)
 
 
 def _prompt_keys(rows: Sequence[Conversation]) -> Iterator[str]:
@@ -229,6 +274,31 @@ def _read_rows(folder: Path, name: str) -> tuple[Conversation, ...]:
     if not rows:
         raise InvalidSafetySet(name, "the file has no rows")
     return tuple(rows)
+
+
+def _read_certification(folder: Path) -> CertificationRows | None:
+    if not any((folder / name).is_file() for name in CERTIFICATION_FILES):
+        return None
+    attack, customer, validation = (_read_rows(folder, name) for name in CERTIFICATION_FILES)
+    return CertificationRows(attack, customer, validation, _read_categories(folder, ATTACK))
+
+
+def _read_categories(folder: Path, name: str) -> tuple[str, ...]:
+    """Give the category of each row of a file whose rows were read already; nothing if none has one."""
+    found = []
+    for number, line in enumerate(_read_bytes(folder, name).splitlines(), start=1):
+        if line.strip():
+            found.append((number, json.loads(line.removeprefix(BYTE_ORDER_MARK)).get("category")))
+    if all(category is None for _, category in found):
+        return ()
+    for number, category in found:
+        if not (isinstance(category, str) and 0 < len(category.strip()) <= MAX_CATEGORY):
+            raise InvalidSafetySet(
+                name,
+                f"category: must be a word of at most {MAX_CATEGORY} characters, in every row or in none",
+                number,
+            )
+    return tuple(str(category) for _, category in found)
 
 
 def _read_prompts(folder: Path, name: str, shape: type[_Prompt]) -> Iterator[_Prompt]:
