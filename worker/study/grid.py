@@ -13,7 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -123,5 +123,5 @@ def run_cell(task: Task, cache: Path) -> Cell:
         "alignment_seconds": aligned.seconds,
         "alignment_tokens": aligned.tokens,
         "alignment_passes": task.arm.passes * task.arm.steps,
-        "points": [asdict(point) for point in points],
+        "points": [point.model_dump() for point in points],
     }
