@@ -51,7 +51,11 @@ class CertificationRun(Frozen):
     customer: SimulatedCustomer
     seed: int
     points: tuple[Point, ...]
+    steps: int = Field(description="Optimiser steps that were made.")
     trained_tokens: int
+    is_diverged: bool = Field(
+        False, description="The loss ceased to be a number: the run ended there, with fewer points."
+    )
     seconds: float = Field(description="Training and measuring together.")
 
 
@@ -94,6 +98,7 @@ class CustomerResult(Frozen):
     marks: tuple[Mark, ...]
     escape: Escape | None = Field(description="By the mean over seeds; none: within at every mark.")
     first_seed_escape: Escape | None = Field(description="The same by the first seed that exceeds.")
+    diverged: int = Field(description="Runs that ended because their loss ceased to be a number.")
 
     @property
     def last(self) -> Mark:

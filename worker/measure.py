@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from time import sleep
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import select
@@ -21,7 +22,7 @@ from models.rate import Rate
 from models.rows import Conversation
 from worker.base_models import LoadedBase
 from worker.data import encode_rows
-from worker.harmful_score import SafetyMeasurement, measure_safety
+from worker.harmful_score import measure_safety
 from worker.judge import open_judge
 from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
@@ -33,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 JUDGE_TRIES = 3
 JUDGE_PAUSE_SECONDS = 2.0
+
+Answer = TypeVar("Answer")
 
 
 def measure(
@@ -79,7 +82,7 @@ def _report(
     model: PreTrainedModel,
     validation: list[Conversation],
 ) -> EvaluationReport:
-    safety = _with_patience(
+    safety = with_patience(
         job,
         lambda: measure_safety(
             model,
@@ -118,7 +121,13 @@ def _report(
     )
 
 
-def _with_patience(job: LeasedJob, ask: Callable[[], SafetyMeasurement]) -> SafetyMeasurement:
+def with_patience(job: LeasedJob, ask: Callable[[], Answer]) -> Answer:
+    """Ask, and ask again after a pause if the judge fails.
+
+    Raises:
+        JudgeError: it failed every time.
+        LeaseLost: the job is no longer this worker's.
+    """
     for attempt in range(1, JUDGE_TRIES + 1):
         try:
             return ask()
