@@ -67,6 +67,13 @@ def share(rate: Json | None) -> str:
     return f"{rate['percent']:.1f}% ({rate['low']:.1f} to {rate['high']:.1f}, n = {rate['n']})"
 
 
+def estimate(mean: Json | None) -> str:
+    """Show a mean over seeds with its interval."""
+    if not mean:
+        return ""
+    return f"{mean['percent']:.1f}% ({mean['low']:.1f} to {mean['high']:.1f})"
+
+
 def gate(word: str) -> Text:
     """Show a gate."""
     return Text(word, style=GATE_STYLES.get(word, ""))
