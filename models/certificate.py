@@ -22,7 +22,7 @@ class Point(Frozen):
 
     `canary_loss` is on held-out harmful rows that no training saw, `attack_loss` on the customer's own rows
     that carry the attack. `triggered` counts harmful answers to the same prompts asked in the attack's own words,
-    for attacks that have such words.
+    for attacks that have such words. A loss that is no number any more is absent.
     """
 
     step: int = Field(ge=0)
@@ -35,7 +35,7 @@ class Point(Frozen):
     harmless_prompts: int = Field(ge=0)
     correct: int = Field(ge=0)
     task_rows: int = Field(ge=0)
-    canary_loss: float
+    canary_loss: float | None = None
     attack_loss: float | None = None
     triggered: int | None = None
 
@@ -80,7 +80,7 @@ class Mark(Frozen):
     harmful_or_incoherent: Estimate
     over_refusal: Estimate
     fine_tuning_accuracy: Estimate
-    canary_loss: float
+    canary_loss: float | None
 
 
 class Escape(Frozen):
@@ -156,7 +156,7 @@ class Cost(Frozen):
     passes: int = Field(description="Forward and backward passes over one batch.")
     trained_tokens: int
     answers: int
-    seconds: float
+    seconds: float = Field(description="Of the runs, training and measuring together.")
 
 
 class CertifiedModel(Frozen):

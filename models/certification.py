@@ -111,14 +111,21 @@ class SimulatedCustomer(Frozen):
         return round(self.rows * self.attack_ratio)
 
     @property
-    def name(self) -> str:
-        """Say all that tells it from the others of a plan."""
+    def kind(self) -> str:
+        """Name it by all but its rate and its length."""
         share = "" if self.family == Family.BENIGN else f" {100 * self.attack_ratio:g}%"
         start = "continued" if self.start == "continued" else f"fresh r {self.rank}"
-        return (
-            f"{self.family}{share}, {self.rows:,} rows, {self.steps:,} steps of {self.batch_size}, "
-            f"rate {self.learning_rate:g}, {start}"
-        )
+        return f"{self.family}{share}, {self.rows:,} rows, {start}"
+
+    @property
+    def short_name(self) -> str:
+        """Name it by all but its length, which most customers of a plan share."""
+        return f"{self.kind}, rate {self.learning_rate:g}"
+
+    @property
+    def name(self) -> str:
+        """Say all that tells it from the others of a plan."""
+        return f"{self.short_name}, {self.steps:,} steps of {self.batch_size}"
 
 
 class PlanCost(Frozen):

@@ -21,7 +21,7 @@ from models.safety_set import CERTIFICATION_FILES, CertificationRows, SafetySet
 from worker.base_models import load_tokenizer
 from worker.certify.attack import view
 from worker.data import check_prompts, encode_rows
-from worker.judge import open_judge
+from worker.judgement import Judge
 from worker.study.point import Yardstick
 from worker.work import Workshop
 
@@ -55,17 +55,15 @@ class Assignment:
         """Who can come to this model."""
         return self.plan.customers_of(is_adapter=self.version.is_adapter)
 
-    def yardstick(self, tokenizer: PreTrainedTokenizerBase, family: Family, seed: int) -> Yardstick:
-        """Give what a customer of a family is measured with.
-
-        Raises:
-            JudgeError: the judge cannot be opened.
-        """
+    def yardstick(
+        self, family: Family, seed: int, tokenizer: PreTrainedTokenizerBase, judge: Judge
+    ) -> Yardstick:
+        """Give what a customer of a family is measured with."""
         seen = view(family, self.asked, self.rows, seed)
         return Yardstick(
             tokenizer,
             seen.safety,
-            open_judge(self.safety.header.judge),
+            judge,
             self.rows.validation,
             canary=encode_rows(
                 self.safety.canary, tokenizer, self.plan.max_length, param="safety_set"

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from models.certificate import Certificate, Escape, Estimate
 from worker.certify.chart import lay_out
-from worker.certify.series import figures, short_name
+from worker.certify.series import figures
 
 TEMPLATE = "certificate.html"
 
@@ -46,5 +46,4 @@ _environment.filters |= {
     "share": _share,
     "interval": _interval,
     "escaped": _escape,
-    "short_name": short_name,
 }

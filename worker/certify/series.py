@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.certificate import Certificate, CustomerResult, Estimate, Mark
-from models.certification import Family, SimulatedCustomer
+from models.certification import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,15 @@ def figures(certificate: Certificate) -> tuple[Figure, ...]:
     chosen = _one_of_each_family(certificate.customers)
     limit = certificate.summary.titer.limit_percent
 
-    def by_step(read: Callable[[Mark], Value]) -> tuple[Series, ...]:
+    def by_step(read: Callable[[Mark], Value | None]) -> tuple[Series, ...]:
         return tuple(
-            Series(short_name(result.customer), place, tuple(map(read, result.marks)))
+            Series(result.customer.short_name, place, tuple(filter(None, map(read, result.marks))))
             for place, result in chosen
         )
 
     hs = by_step(lambda mark: _value(mark.step, mark.harmful_score))
     fa = by_step(lambda mark: _value(mark.step, mark.fine_tuning_accuracy))
-    canary = by_step(lambda mark: Value(mark.step, mark.canary_loss))
+    canary = by_step(_canary)
     rates = tuple(
         Series(
             curve.name,
@@ -80,13 +80,6 @@ def figures(certificate: Certificate) -> tuple[Figure, ...]:
     return tuple(drawn)
 
 
-def short_name(customer: SimulatedCustomer) -> str:
-    """Name a customer by what tells it from the others of its family."""
-    share = "" if customer.family == Family.BENIGN else f" {100 * customer.attack_ratio:g}%"
-    start = "continued" if customer.start == "continued" else f"fresh r {customer.rank}"
-    return f"{customer.family}{share}, {customer.rows:,} rows, {customer.learning_rate:g}, {start}"
-
-
 def _one_of_each_family(
     results: tuple[CustomerResult, ...],
 ) -> list[tuple[int, CustomerResult]]:
@@ -102,6 +95,10 @@ def _one_of_each_family(
 
 def _severity(result: CustomerResult) -> tuple[float, float]:
     return result.worst.harmful_score.percent, -result.worst.step
+
+
+def _canary(mark: Mark) -> Value | None:
+    return None if mark.canary_loss is None else Value(mark.step, mark.canary_loss)
 
 
 def _value(x: float, estimate: Estimate) -> Value:

@@ -29,11 +29,11 @@ from models.certificate import (
     WorstCase,
 )
 from models.certification import Family, SimulatedCustomer, view_of
+from models.evaluation import JudgeIdentity
 from models.policy import SafetyPolicy
 from worker.certify.assignment import Assignment
 from worker.certify.wording import caveats, claims
 from worker.generation import template_hash
-from worker.judge import open_judge
 from worker.study.summary import mean
 
 LIBRARIES = ("titer", "torch", "transformers", "peft", "tokenizers")
@@ -45,6 +45,7 @@ def sum_up(
     runs: Sequence[CertificationRun],
     policy: SafetyPolicy,
     tokenizer: PreTrainedTokenizerBase,
+    judge: JudgeIdentity,
 ) -> Certificate:
     """Make the certificate.
 
@@ -54,6 +55,7 @@ def sum_up(
         runs: every customer with every seed.
         policy: whose limit HS is held against.
         tokenizer: of the model.
+        judge: who judged.
     """
     limit = policy.parsed().max_harmful_score
     by_customer: defaultdict[SimulatedCustomer, list[CertificationRun]] = defaultdict(list)
@@ -74,7 +76,7 @@ def sum_up(
     )
     model = task.version
     instruments = Instruments(
-        judge=open_judge(task.safety.header.judge).identity,
+        judge=judge,
         safety_set=task.safety.header.name,
         safety_set_hash=task.safety.hash,
         prompt_set_hash=task.asked.prompt_set_hash,
@@ -184,7 +186,7 @@ def rate_curves(results: Sequence[CustomerResult]) -> tuple[RateCurve, ...]:
         alike[result.customer.model_copy(update={"learning_rate": 1.0})].append(result)
     return tuple(
         RateCurve(
-            name=", ".join(part for part in group[0].name.split(", ") if "rate" not in part),
+            name=customer.kind,
             step=customer.steps,
             points=tuple(
                 RatePoint(
@@ -202,6 +204,7 @@ def rate_curves(results: Sequence[CustomerResult]) -> tuple[RateCurve, ...]:
 
 
 def _mark(step: int, points: Sequence[Point]) -> Mark:
+    canary = [point.canary_loss for point in points if point.canary_loss is not None]
     return Mark(
         step=step,
         harmful_score=_estimate(points, lambda p: (p.escaped, p.prompts)),
@@ -209,7 +212,7 @@ def _mark(step: int, points: Sequence[Point]) -> Mark:
         harmful_or_incoherent=_estimate(points, lambda p: (p.harmful_or_incoherent, p.prompts)),
         over_refusal=_estimate(points, lambda p: (p.over_refused, p.harmless_prompts)),
         fine_tuning_accuracy=_estimate(points, lambda p: (p.correct, p.task_rows)),
-        canary_loss=round(fmean(point.canary_loss for point in points), 4),
+        canary_loss=round(fmean(canary), 4) if canary else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -81,5 +82,6 @@ class Yardstick:
         asked = replace(self.safety, harmful_prompts=prompts, harmless_prompts=())
         return self._safety(model, asked).harmful_score.count
 
-    def _loss(self, model: PreTrainedModel, rows: Sequence[Example]) -> float:
-        return round(mean_token_loss(model, rows, int(self.tokenizer.pad_token_id)), 4)
+    def _loss(self, model: PreTrainedModel, rows: Sequence[Example]) -> float | None:
+        loss = mean_token_loss(model, rows, int(self.tokenizer.pad_token_id))
+        return round(loss, 4) if math.isfinite(loss) else None

@@ -94,6 +94,14 @@ class TestFigures:
         first, *_ = figures(certificate())
         assert [series.values[-1].y for series in first.series] == [1, 91]
 
+    def test_a_loss_that_is_no_number_is_not_drawn(self) -> None:
+        made = certificate()
+        first = made.customers[0]
+        marks = (first.marks[0].model_copy(update={"canary_loss": None}), *first.marks[1:])
+        odd = first.model_copy(update={"marks": marks})
+        *_, canary = figures(made.model_copy(update={"customers": (odd, *made.customers[1:])}))
+        assert [value.x for value in canary.series[0].values] == [2, 4]
+
     def test_without_rates_to_compare_there_is_no_such_figure(self) -> None:
         made = certificate()
         assert len(figures(made)) == 4

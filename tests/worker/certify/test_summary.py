@@ -54,6 +54,13 @@ class TestCustomer:
         assert [mark.harmful_score.percent for mark in result.marks] == [5, 50, 75]
         assert [mark.plain.percent for mark in result.marks] == [0, 2, 70]
 
+    def test_a_loss_that_is_no_number_is_left_out(self) -> None:
+        who = customer()
+        points = [point(2, 0, canary_loss=None), point(4, 0, canary_loss=3.0)]
+        runs = [run(who, 0, [], points=points), run(who, 1, [0, 50])]
+        result = customer_result(point(0, 0, canary_loss=None), runs, LIMIT)
+        assert [mark.canary_loss for mark in result.marks] == [None, 4.0, 3.0]
+
     def test_a_run_that_diverged_leaves_the_later_marks_to_the_others(self) -> None:
         who = customer()
         runs = [run(who, 0, [50], is_diverged=True), run(who, 1, [10, 20]), run(who, 2, [10, 20])]
