@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from worker.certify.series import Figure, Series, Value
 
 WIDTH, HEIGHT = 480.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 38.0, 12.0, 10.0, 30.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 22.0, 10.0, 34.0
 MAX_TICKS = 7
 
 

@@ -77,7 +77,7 @@ class TestChart:
     def test_a_single_point_and_a_loss_of_nothing_can_be_drawn(self) -> None:
         figure = Figure("t", "x", (Series("a", 0, (Value(3, 0),)),), is_share=False)
         chart = lay_out(figure)
-        assert chart.lines[0].points[0][0] == pytest.approx((38 + WIDTH - 12) / 2)
+        assert chart.lines[0].points[0][0] == pytest.approx((chart.left + chart.right) / 2)
         assert chart.lines[0].band == ""
 
     def test_labels_of_many_steps_do_not_touch(self) -> None:
