@@ -12,6 +12,8 @@ from fastapi import FastAPI
 
 from api import health
 from api.alignment.routes import router as alignment
+from api.certification.routes import certificates
+from api.certification.routes import router as certification
 from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
 from api.files.routes import router as files
@@ -63,7 +65,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.storage = Storage(settings.storage_url)
     app.state.doorbell = doorbell
     install_error_handlers(app)
-    for router in (files, jobs, alignment, registry, inference, keys, health.router):
+    # Certificates before the registry: a model's name takes every path that follows it.
+    for router in (files, jobs, alignment, certification, certificates, registry):
+        app.include_router(router)
+    for router in (inference, keys, health.router):
         app.include_router(router)
     mount_dashboard(app, settings)
     # The last added is the outermost.

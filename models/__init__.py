@@ -10,6 +10,7 @@ from models.file import File
 from models.job import Job, JobEvent
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
+from models.stored_certificate import StoredCertificate
 
 __all__ = [
     "ApiKey",
@@ -21,4 +22,5 @@ __all__ = [
     "ModelVersion",
     "Project",
     "SafetyPolicy",
+    "StoredCertificate",
 ]

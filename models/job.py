@@ -53,10 +53,11 @@ class LeaseLost(Exception):
 
 
 class JobKind(StrEnum):
-    """What a job makes."""
+    """What a job makes: a version, or, of a version, a certificate."""
 
     ALIGN = "align"
     FINETUNE = "finetune"
+    CERTIFY = "certify"
 
 
 class JobStatus(StrEnum):
@@ -97,7 +98,7 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint("kind in ('align', 'finetune')", name="kind"),
+        CheckConstraint("kind in ('align', 'certify', 'finetune')", name="kind"),
         CheckConstraint(
             "status in ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled')",
             name="status",
@@ -114,7 +115,7 @@ class Job(Base):
     status: Mapped[str] = mapped_column(default=JobStatus.QUEUED)
     stage: Mapped[str | None]
 
-    #: The version to start from, and the name of the one that the job makes.
+    #: The version to start from, and the name of the one that the job makes (certify: the same one).
     model_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id"))
     result_model_id: Mapped[str]
     training_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
@@ -122,7 +123,7 @@ class Job(Base):
     result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     suffix: Mapped[str | None]
     seed: Mapped[int]
-    #: A `Recipe`: every hyper-parameter, with "auto" resolved.
+    #: A `Recipe`: every hyper-parameter, with "auto" resolved. Of a certify job: a `CertificationPlan`.
     recipe: Mapped[dict[str, Any]]
     #: Named apart from the class's own `metadata`.
     tags: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
@@ -297,7 +298,7 @@ def heartbeat(session: Session, lease: Lease, *, lease_seconds: int) -> None:
 
 
 def succeed(session: Session, job: Job) -> None:
-    """End well: the model was released."""
+    """End well: the model was released, or certified."""
     move(job, JobStatus.SUCCEEDED)
     append_event(session, job, "The job has successfully completed.")
 

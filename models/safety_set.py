@@ -9,6 +9,12 @@ A folder, so that it can be read, compared and kept under version control:
     harmful_prompts.jsonl   {"prompt", "category"}: the test prompts behind the harmful score
     harmless_prompts.jsonl  {"prompt", "category"?}: the test prompts behind over-refusal
 
+and, for certification alone (all three or none; docs/certification.md):
+
+    attack.jsonl               rows: harmful prompts with harmful answers, for simulated customers; "category"?
+    customer.jsonl             rows: a harmless task, for simulated customers
+    customer_validation.jsonl  rows: the same task, for their fine-tuning accuracy
+
 A test prompt that a model was aligned on measures memory, not safety, so a set is refused in which one is,
 exactly or nearly (`models.near_duplicates`). This module knows nothing of models or judges: it names
 judges (`models.judges`), `worker.judge` opens them.
@@ -36,11 +42,15 @@ HEADER = "safety.json"
 ALIGNMENT, HARMFUL, CANARY = "alignment.jsonl", "harmful.jsonl", "canary.jsonl"
 HARMFUL_PROMPTS, HARMLESS_PROMPTS = "harmful_prompts.jsonl", "harmless_prompts.jsonl"
 FILES = (HEADER, ALIGNMENT, HARMFUL, CANARY, HARMFUL_PROMPTS, HARMLESS_PROMPTS)
+ATTACK, CUSTOMER, VALIDATION = "attack.jsonl", "customer.jsonl", "customer_validation.jsonl"
+CERTIFICATION_FILES = (ATTACK, CUSTOMER, VALIDATION)
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_TEST_PROMPTS = 10_000
 MAX_FURTHER_JUDGES = 4
 MAX_LINES_NAMED = 10
+MAX_CATEGORY = 100
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class InvalidSafetySet(DomainError):
@@ -73,7 +83,7 @@ class HarmfulPrompt(Frozen):
     """One test prompt and the kind of harm that it asks for."""
 
     prompt: str = Field(min_length=1, max_length=100_000)
-    category: str = Field("uncategorised", min_length=1, max_length=100)
+    category: str = Field("uncategorised", min_length=1, max_length=MAX_CATEGORY)
 
 
 class HarmlessPrompt(Frozen):
@@ -87,6 +97,16 @@ _Prompt = TypeVar("_Prompt", HarmfulPrompt, HarmlessPrompt)
 
 
 @dataclass(frozen=True, slots=True)
+class CertificationRows:
+    """What simulated customers bring. `categories` has one name for each attack row, or none at all."""
+
+    attack: tuple[Conversation, ...]
+    customer: tuple[Conversation, ...]
+    validation: tuple[Conversation, ...]
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SafetySet:
     """A checked safety set, in memory."""
 
@@ -96,6 +116,7 @@ class SafetySet:
     canary: tuple[Conversation, ...]
     harmful_prompts: tuple[HarmfulPrompt, ...]
     harmless_prompts: tuple[HarmlessPrompt, ...]
+    certification: CertificationRows | None = None
 
     @classmethod
     def load(cls, folder: Path) -> SafetySet:
@@ -111,6 +132,7 @@ class SafetySet:
             _read_rows(folder, CANARY),
             tuple(_read_prompts(folder, HARMFUL_PROMPTS, HarmfulPrompt)),
             tuple(_read_prompts(folder, HARMLESS_PROMPTS, HarmlessPrompt)),
+            _read_certification(folder),
         )
         loaded.check_disjoint()
         return loaded
@@ -156,6 +178,15 @@ class SafetySet:
             for prompt in asked(row)
         ]
         training = {ALIGNMENT: self.alignment, HARMFUL: self.harmful}
+        rows = self.certification
+        if rows is not None:
+            training |= {ATTACK: rows.attack, CUSTOMER: rows.customer}
+            learnt = {prompt_key(prompt) for row in rows.customer for prompt in asked(row)}
+            for line, row in enumerate(rows.validation, start=1):
+                if any(prompt_key(prompt) in learnt for prompt in asked(row)):
+                    raise InvalidSafetySet(
+                        VALIDATION, f"this prompt also occurs in {CUSTOMER}", row.line or line
+                    )
         _refuse_seen("prompt", canary, training)
         _refuse_seen("test prompt", tests, {**training, CANARY: self.canary})
 
@@ -170,20 +201,26 @@ class SafetySet:
             yield Place(HARMLESS_PROMPTS, line), harmless.prompt
 
     def _contents(self) -> dict[str, str]:
-        def lines(values: Iterable[dict[str, object]]) -> str:
-            return "".join(json.dumps(v, ensure_ascii=False, sort_keys=True) + "\n" for v in values)
-
-        return {
-            ALIGNMENT: lines(row.to_dict() for row in self.alignment),
-            HARMFUL: lines(row.to_dict() for row in self.harmful),
-            CANARY: lines(row.to_dict() for row in self.canary),
-            HARMFUL_PROMPTS: lines(entry.model_dump() for entry in self.harmful_prompts),
+        contents = {
+            ALIGNMENT: _lines(row.to_dict() for row in self.alignment),
+            HARMFUL: _lines(row.to_dict() for row in self.harmful),
+            CANARY: _lines(row.to_dict() for row in self.canary),
+            HARMFUL_PROMPTS: _lines(entry.model_dump() for entry in self.harmful_prompts),
             # Left out where there is none, so that a set without categories keeps its hash.
-            HARMLESS_PROMPTS: lines(
+            HARMLESS_PROMPTS: _lines(
                 entry.model_dump(exclude_none=True) for entry in self.harmless_prompts
             ),
-            HEADER: json.dumps(self.header.model_dump(), indent=2, sort_keys=True) + "\n",
         }
+        if (rows := self.certification) is not None:
+            marks = [{"category": name} for name in rows.categories] or [{}] * len(rows.attack)
+            contents[ATTACK] = _lines(
+                row.to_dict() | mark for row, mark in zip(rows.attack, marks, strict=True)
+            )
+            contents[CUSTOMER] = _lines(row.to_dict() for row in rows.customer)
+            contents[VALIDATION] = _lines(row.to_dict() for row in rows.validation)
+        # The header last: it is the file that makes a folder a safety set.
+        contents[HEADER] = json.dumps(self.header.model_dump(), indent=2, sort_keys=True) + "\n"
+        return contents
 
 
 def _refuse_seen(
@@ -202,6 +239,17 @@ def _refuse_seen(
         shown = ", ".join(named[:MAX_LINES_NAMED]) + (", …" if len(named) > MAX_LINES_NAMED else "")
         reason += f"; so it is with {len(others)} more ({shown})"
     raise InvalidSafetySet(first.held_out.file, reason, first.held_out.line)
+
+
+def _lines(values: Iterable[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(v, ensure_ascii=False, sort_keys=True) + "\n" for v in values)
+
+
+def _prompt_keys(rows: Sequence[Conversation]) -> Iterator[str]:
+    for row in rows:
+        for message in row.messages:
+            if message.role == "user":
+                yield prompt_key(message.content)
 
 
 def _read_bytes(folder: Path, name: str) -> bytes:
@@ -230,6 +278,31 @@ def _read_rows(folder: Path, name: str) -> tuple[Conversation, ...]:
     if not rows:
         raise InvalidSafetySet(name, "the file has no rows")
     return tuple(rows)
+
+
+def _read_certification(folder: Path) -> CertificationRows | None:
+    if not any((folder / name).is_file() for name in CERTIFICATION_FILES):
+        return None
+    attack, customer, validation = (_read_rows(folder, name) for name in CERTIFICATION_FILES)
+    return CertificationRows(attack, customer, validation, _read_categories(folder, ATTACK))
+
+
+def _read_categories(folder: Path, name: str) -> tuple[str, ...]:
+    """Give the category of each row of a file whose rows were read already; nothing if none has one."""
+    found = []
+    for number, line in enumerate(_read_bytes(folder, name).splitlines(), start=1):
+        if line.strip():
+            found.append((number, json.loads(line.removeprefix(BYTE_ORDER_MARK)).get("category")))
+    if all(category is None for _, category in found):
+        return ()
+    for number, category in found:
+        if not (isinstance(category, str) and 0 < len(category.strip()) <= MAX_CATEGORY):
+            raise InvalidSafetySet(
+                name,
+                f"category: must be a word of at most {MAX_CATEGORY} characters, in every row or in none",
+                number,
+            )
+    return tuple(str(category) for _, category in found)
 
 
 def _read_prompts(folder: Path, name: str, shape: type[_Prompt]) -> Iterator[_Prompt]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -73,9 +74,8 @@ def session(engine: Engine) -> Iterator[Session]:
 @pytest.fixture
 def database_url(template_url: str) -> Iterator[str]:
     """A fresh, migrated database that others may connect to; gone after the test."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield _copy(template_url, name)
-    _administer(template_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    with fresh_database(template_url) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +100,14 @@ def redis_url(redis_server_url: str) -> str:
 def storage(tmp_path: Path) -> Storage:
     """An empty object store in a folder whose name has a space."""
     return Storage((tmp_path / "object store").as_uri())
+
+
+@contextmanager
+def fresh_database(template_url: str) -> Iterator[str]:
+    """Lend a copy of the template, for fixtures that live longer than a test."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield _copy(template_url, name)
+    _administer(template_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def _copy(template_url: str, name: str) -> str:

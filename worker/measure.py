@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import sleep
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import select
@@ -19,7 +20,7 @@ from models.job import JobKind, Stage
 from models.model_version import ModelVersion
 from models.rows import Conversation
 from worker.base_models import LoadedBase
-from worker.judgement import JudgeError, Judgement
+from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
 from worker.report import REFUSES_HARMLESS, make_report
 from worker.work import Work, Workshop, with_version
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 JUDGE_TRIES = 3
 JUDGE_PAUSE_SECONDS = 2.0
+
+Answer = TypeVar("Answer")
 
 
 def measure(
@@ -105,12 +108,18 @@ def _report(
         validation=validation,
         scorer=work.recipe.scorer,
         warnings=warnings,
-        attempts=partial(_with_patience, job),
+        attempts=partial(with_patience, job),
         on_progress=partial(job.progress, Stage.EVALUATE),
     )
 
 
-def _with_patience(job: LeasedJob, ask: Callable[[], list[Judgement]]) -> list[Judgement]:
+def with_patience(job: LeasedJob, ask: Callable[[], Answer]) -> Answer:
+    """Ask, and ask again after a pause if the judge fails.
+
+    Raises:
+        JudgeError: it failed every time.
+        LeaseLost: the job is no longer this worker's.
+    """
     for attempt in range(1, JUDGE_TRIES + 1):
         try:
             return ask()

@@ -2,6 +2,7 @@
 
     finetune   file ─────► rows ─► tokens ─► base + parent's adapter ─► train ─► store ─► evaluate ─► gate
     align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
+    certify    simulated customers on an aligned model, one after the other ─► certificate (worker.certify)
 
 Every stage leaves its result in the database or the storage before the next begins, and is skipped when
 the result is there. So a job that is claimed again, after a crash, goes on where it was: from the last
@@ -30,6 +31,7 @@ from models.rows import Conversation
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, load_tokenizer, save_base
+from worker.certify.job import certify
 from worker.data import Example, check_prompts, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
@@ -94,6 +96,9 @@ def run(job_id: str, shop: Workshop) -> None:
 
 
 def _carry(job: LeasedJob, shop: Workshop) -> None:
+    if _kind(job, shop) == JobKind.CERTIFY:
+        certify(job, shop)
+        return
     work = read_work(job.id, shop)
     training = _training_rows(work, shop.storage)
     validation = read_rows(work.validation_file, shop.storage, "validation_file")
@@ -106,6 +111,11 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
     report = measure(job, work, version, validation, shop, known)
     conclude(job, work, report, shop.storage)
     RunFolder(job.id, shop).remove()
+
+
+def _kind(job: LeasedJob, shop: Workshop) -> str:
+    with shop.sessions() as session:
+        return session.get_one(Job, job.id).kind
 
 
 def _made_version(work: Work, shop: Workshop) -> ModelVersion | None:

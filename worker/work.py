@@ -122,7 +122,7 @@ def with_version(
     if not version.is_adapter:
         yield base, base.model
         return
-    model = _load_adapter(base, version, shop, trainable=False)
+    model = load_adapter(base, version, shop, trainable=False)
     try:
         # A PEFT model answers to all that is asked of a transformers model here.
         yield base, cast(PreTrainedModel, model)
@@ -139,7 +139,7 @@ def to_train(base: LoadedBase, work: Work, shop: Workshop) -> Iterator[PreTraine
         if recipe.parameters == "full":
             train_linear_weights(base.model)
         elif work.start.is_adapter:
-            model = _load_adapter(base, work.start, shop, trainable=True)
+            model = load_adapter(base, work.start, shop, trainable=True)
         else:
             model = lora.attach(base.model, recipe.lora, recipe.train.seed)
         if isinstance(recipe.method, BoosterConfig) and recipe.method.needs_adapter:
@@ -153,8 +153,13 @@ def to_train(base: LoadedBase, work: Work, shop: Workshop) -> Iterator[PreTraine
             lora.detach(model)
 
 
-def _load_adapter(
+def load_adapter(
     base: LoadedBase, version: ModelVersion, shop: Workshop, *, trainable: bool
 ) -> PeftModel:
+    """Put a version's adapter on its root, in place.
+
+    Raises:
+        UnusableAdapter: it does not fit.
+    """
     folder = shop.storage.folder(version.source["prefix"], shop.cache)
     return lora.load(base.model, folder, trainable=trainable)

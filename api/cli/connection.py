@@ -52,6 +52,13 @@ class Connection:
         given = {name: value for name, value in params.items() if value is not None}
         return self._ask("GET", path, params=given)
 
+    def download(self, path: str, **params: str) -> bytes:
+        """Read a file."""
+        response = self._send("GET", path, params=params)
+        if response.is_error:
+            _explain(response)
+        return response.content
+
     def has(self, path: str) -> bool:
         """Say whether there is such an object for this key."""
         return self._send("GET", path).is_success

@@ -39,7 +39,8 @@ class _Watch:
             case "metrics":
                 self._show_metrics(data)
             case "progress":
-                self._move(str(data.get("stage", "")), data.get("done"), data.get("total"), "")
+                stage = str(data.get("stage", ""))
+                self._move(stage, data.get("done"), data.get("total"), _run_facts(data))
             case _:
                 style = {"warn": "yellow", "error": "red"}.get(event["level"], "dim")
                 self.progress.console.print(Text(event["message"], style=style))
@@ -61,6 +62,12 @@ class _Watch:
 
     def _move(self, stage: str, done: float | None, total: float | None, facts: str) -> None:
         self.progress.update(self.task, description=stage, completed=done, total=total, facts=facts)
+
+
+def _run_facts(data: Json) -> str:
+    """Say what a simulated customer's run came to, where the progress is of such runs."""
+    score = data.get("harmful_score")
+    return "" if score is None else f"{data['customer']}, seed {data['seed']}: HS {score:.1f}%"
 
 
 def follow(connection: Connection, path: str) -> Json:

@@ -1,4 +1,4 @@
-"""`titer jobs` and `titer align`: jobs of both kinds."""
+"""`titer jobs` and `titer align`: jobs of every kind."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from api.cli.output import (
 
 app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel jobs.")
 
-FINETUNE, ALIGN = "/fine_tuning/jobs", "/alignment/jobs"
-JobId = Annotated[str, typer.Argument(help="A job of either kind.")]
+FINETUNE, ALIGN, CERTIFY = "/fine_tuning/jobs", "/alignment/jobs", "/certification/jobs"
+KINDS = (FINETUNE, ALIGN, CERTIFY)
+JobId = Annotated[str, typer.Argument(help="A job of any kind.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Watch the job until it ends.")]
 
 
@@ -145,12 +146,16 @@ def _assigned(assignments: Sequence[str]) -> Json:
 def list_jobs(
     context: typer.Context,
     alignment: Annotated[bool, typer.Option("--alignment", help="Alignment jobs.")] = False,
+    certification: Annotated[
+        bool, typer.Option("--certification", help="Certification jobs.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     connection = connected(context)
-    answer = connection.get(ALIGN if alignment else FINETUNE, limit=limit)
+    kind = ALIGN if alignment else CERTIFY if certification else FINETUNE
+    answer = connection.get(kind, limit=limit)
     if as_json:
         print_json(answer)
         return
@@ -191,7 +196,7 @@ def cancel(context: typer.Context, job_id: JobId) -> None:
 def follow_job(context: typer.Context, job_id: JobId) -> None:
     """Watch a job until it ends; the exit status says whether its model was released."""
     connection = connected(context)
-    _watch(connection, _path(connection, job_id))
+    watch(connection, _path(connection, job_id))
 
 
 def _conclude(
@@ -202,10 +207,11 @@ def _conclude(
     else:
         console().print(str(job["id"]))
     if is_followed:
-        _watch(connection, f"{kind}/{job['id']}")
+        watch(connection, f"{kind}/{job['id']}")
 
 
-def _watch(connection: Connection, path: str) -> None:
+def watch(connection: Connection, path: str) -> None:
+    """Watch a job until it ends, show it, and end with a status for scripts if it did not end well."""
     job = follow(connection, path)
     _print_job(job)
     if job["status"] != "succeeded":
@@ -217,7 +223,7 @@ def _path(connection: Connection, job_id: str) -> str:
     if not re.fullmatch(r"[\w-]+", job_id):
         fail(f"{job_id!r} is not a job's id.")
     return next(
-        (path for path in (f"{FINETUNE}/{job_id}", f"{ALIGN}/{job_id}") if connection.has(path)),
+        (path for path in (f"{kind}/{job_id}" for kind in KINDS) if connection.has(path)),
         f"{FINETUNE}/{job_id}",
     )
 

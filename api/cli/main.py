@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import files, jobs, keys, models, service
+from api.cli import certify, files, jobs, keys, models, service
 from api.cli.chat import chat
 from api.cli.connection import Connection
 from api.cli.evaluate import evaluate
@@ -39,8 +39,10 @@ def connect(
 
 
 app.add_typer(models.app, name="models")
+models.app.command()(certify.certificate)
 app.command()(jobs.align)
 app.command()(evaluate)
+app.command()(certify.certify)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")

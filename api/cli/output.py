@@ -98,6 +98,13 @@ def _agreement(further: Json) -> str:
     return f"agrees on {further['agreement']['percent']:.1f}%{kappa}"
 
 
+def estimate(mean: Json | None) -> str:
+    """Show a mean over seeds with its interval."""
+    if not mean:
+        return ""
+    return f"{mean['percent']:.1f}% ({mean['low']:.1f} to {mean['high']:.1f})"
+
+
 def gate(word: str) -> Text:
     """Show a gate."""
     return Text(word, style=GATE_STYLES.get(word, ""))

@@ -80,7 +80,9 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(SECURITY_HEADERS)
+                for name, value in SECURITY_HEADERS.items():
+                    # A stored page may bring a policy of its own, narrower than this one.
+                    headers.setdefault(name, value)
                 # Files may be kept but are asked for again; pages are somebody's own.
                 is_file = scope["path"].startswith(f"{PREFIX}/static/")
                 headers["cache-control"] = "no-cache" if is_file else "no-store"

@@ -17,12 +17,15 @@ from api.dashboard.progress import TimelineStep, read_timeline
 from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now
+from models.certificate import CertificateSummary
+from models.certification import CertificationPlan
 from models.evaluation import latest_evaluation
 from models.file import File
 from models.hyperparameters import Recipe
-from models.job import Job, JobEvent, JobNotFound
+from models.job import Job, JobEvent, JobKind, JobNotFound
 from models.model_version import ModelVersion
 from models.policy import PolicyRules, current_policy
+from models.stored_certificate import StoredCertificate
 
 MAX_EVENTS_SHOWN = 200
 # Longer chains than this are not made by hand; the bound keeps a damaged one from looping.
@@ -54,6 +57,7 @@ class JobPage:
     version: ModelVersion | None
     timeline: tuple[TimelineStep, ...]
     evidence: Evidence | None
+    certificate: CertificateSummary | None
     lineage: tuple[Ancestor, ...]
     recipe: tuple[RecipeGroup, ...]
     files: tuple[tuple[str, File], ...]
@@ -107,6 +111,7 @@ def read_job_page(session: Session, job: Job) -> JobPage:
         version=version,
         timeline=read_timeline(session, job, now),
         evidence=evidence,
+        certificate=_read_certificate(session, job),
         lineage=_read_lineage(session, version.id if version else job.model_id),
         recipe=tuple(_group_recipe(job)),
         files=tuple(_files(session, job)),
@@ -136,6 +141,11 @@ def read_curves(session: Session, job: Job) -> dict[str, object]:
     }
 
 
+def _read_certificate(session: Session, job: Job) -> CertificateSummary | None:
+    stored = session.scalar(select(StoredCertificate).where(StoredCertificate.job_id == job.id))
+    return stored.parsed() if stored else None
+
+
 def _read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
     chain: list[ModelVersion] = []
     following: str | None = version_id
@@ -155,6 +165,9 @@ def _read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
 
 
 def _group_recipe(job: Job) -> Iterator[RecipeGroup]:
+    if job.kind == JobKind.CERTIFY:
+        yield _group_plan(CertificationPlan.model_validate(job.recipe))
+        return
     single: list[tuple[str, object]] = []
     for name, value in _in_order(job.recipe).items():
         if isinstance(value, dict):
@@ -163,6 +176,20 @@ def _group_recipe(job: Job) -> Iterator[RecipeGroup]:
             single.append((name, value))
     if single:
         yield RecipeGroup("service", tuple(single))
+
+
+def _group_plan(plan: CertificationPlan) -> RecipeGroup:
+    limits = plan.model_dump(exclude={"version", "name", "customers", "seeds"})
+    return RecipeGroup(
+        "plan",
+        (
+            ("name", plan.name),
+            ("hash", plan.hash[:12]),
+            ("customers", len(plan.customers)),
+            ("seeds", ", ".join(map(str, plan.seeds))),
+            *limits.items(),
+        ),
+    )
 
 
 def _in_order(recipe: dict[str, Any]) -> dict[str, Any]:

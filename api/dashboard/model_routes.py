@@ -11,14 +11,19 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from api.certification.report import read_report
+from api.certification.service import find_certificate
 from api.dashboard.measures import Measure, harmful_score
 from api.dashboard.pages import render
 from api.dashboard.viewer import ViewerDep
-from api.deps import SessionDep
+from api.deps import SessionDep, StorageDep
 from api.registry.safety import latest_evaluations
+from models.certificate import CertificateSummary
+from models.errors import Forbidden
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import current_policy
 from models.rate import Rate
+from models.stored_certificate import latest_certificates
 
 router = APIRouter()
 MAX_VERSIONS_SHOWN = 500
@@ -32,6 +37,7 @@ class ModelLine:
     depth: int
     harmful_score: Measure | None
     fine_tuning_accuracy: Rate | None
+    certificate: CertificateSummary | None
 
 
 @router.get("/models")
@@ -45,6 +51,16 @@ def show_models(request: Request, session: SessionDep, viewer: ViewerDep) -> Res
         lines=lines,
         is_cut=len(lines) >= MAX_VERSIONS_SHOWN,
     )
+
+
+@router.get("/models/{model:path}/certificate")
+def show_certificate(
+    model: str, session: SessionDep, storage: StorageDep, viewer: ViewerDep
+) -> Response:
+    """Show a model's newest certificate, as it was stored."""
+    if not viewer.is_operator:
+        raise Forbidden("Certificates are for operators.")
+    return read_report(storage, find_certificate(session, model), "html")
 
 
 def list_models(session: Session, project_id: str | None) -> tuple[ModelLine, ...]:
@@ -64,17 +80,21 @@ def list_models(session: Session, project_id: str | None) -> tuple[ModelLine, ..
             )
         )
     versions = session.scalars(query).all()
-    evaluations = latest_evaluations(session, [version.id for version in versions])
+    ids = [version.id for version in versions]
+    evaluations = latest_evaluations(session, ids)
+    certificates = latest_certificates(session, ids)
     rules = current_policy(session).parsed()
     lines = []
     for version, depth in _walk(list(versions)):
         found = evaluations.get(version.id)
+        certificate = certificates.get(version.id)
         lines.append(
             ModelLine(
                 version=version,
                 depth=depth,
                 harmful_score=harmful_score(found, rules) if found else None,
                 fine_tuning_accuracy=found.parsed().fine_tuning_accuracy if found else None,
+                certificate=certificate.parsed() if certificate else None,
             )
         )
     return tuple(lines)

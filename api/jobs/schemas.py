@@ -1,4 +1,4 @@
-"""Fine-tuning jobs as clients send and see them. Alignment jobs share what is seen."""
+"""Fine-tuning jobs as clients send and see them. Jobs of the other kinds share what is seen."""
 
 from __future__ import annotations
 
@@ -86,9 +86,11 @@ class JobObject(Schema):
     integrations: list[JsonObject] = Field(default_factory=list)
     user_provided_suffix: str | None
 
-    kind: str = Field(description="`finetune` or `align`.")
+    kind: str = Field(description="`finetune`, `align` or `certify`.")
     stage: str | None = Field(description="Where a running job is: train, evaluate, gate, review.")
-    result_model: str = Field(description="The name of the version that the job makes.")
+    result_model: str = Field(
+        description="The name of the version that the job makes, or certifies."
+    )
     started_at: int | None
     total_steps: int
     safety: JsonObject | None = Field(

@@ -1,4 +1,4 @@
-"""Jobs of both kinds: reading and cancelling them, and making those that fine-tune.
+"""Jobs of every kind: reading and cancelling them, and making those that fine-tune.
 
 Every function takes a session and leaves the commit to its caller. Operators see every project's jobs.
 """
@@ -31,6 +31,11 @@ from models.model_version import (
 )
 
 MIN_ROWS = 10
+NOUNS = {
+    JobKind.ALIGN: "alignment",
+    JobKind.CERTIFY: "certification",
+    JobKind.FINETUNE: "fine-tuning",
+}
 MAX_SEED = 2**31 - 1
 
 
@@ -121,11 +126,10 @@ def create_finetune(session: Session, project: Project, asked: CreateJob, replay
 
 
 def start(session: Session, job: Job) -> None:
-    """Put a new job of either kind into the queue."""
+    """Put a new job of any kind into the queue."""
     session.add(job)
     session.flush()
-    noun = "alignment" if job.kind == JobKind.ALIGN else "fine-tuning"
-    append_event(session, job, f"Created {noun} job: {job.id}")
+    append_event(session, job, f"Created {NOUNS[JobKind(job.kind)]} job: {job.id}")
     append_event(session, job, "Files validated, job is queued.")
     enqueue(session, job.id)
 
@@ -232,7 +236,7 @@ def get_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | N
     """Give a job that the caller may see.
 
     Raises:
-        JobNotFound: it is absent, of the other kind, or another project's.
+        JobNotFound: it is absent, of another kind, or another project's.
     """
     query = select(Job).where(Job.id == job_id, Job.kind == kind)
     if project_id is not None:
@@ -247,7 +251,7 @@ def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str 
     """Cancel a job, whatever it is doing.
 
     Raises:
-        JobNotFound: it is absent, of the other kind, or another project's.
+        JobNotFound: it is absent, of another kind, or another project's.
         IllegalTransition: it has ended already.
     """
     get_job(session, kind, job_id, project_id=project_id)

@@ -1,8 +1,9 @@
-"""Turns stored jobs, of either kind, into the object that clients see."""
+"""Turns stored jobs, of any kind, into the object that clients see."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -11,6 +12,7 @@ from api.jobs.schemas import JobError, JobObject
 from api.registry.safety import verdicts
 from models.api_key import Project
 from models.base import unix
+from models.certification import CertificationPlan
 from models.hyperparameters import Recipe
 from models.job import Job, JobKind, JobStatus
 from models.model_version import ModelVersion
@@ -31,6 +33,7 @@ def show_jobs(session: Session, jobs: Sequence[Job]) -> list[JobObject]:
         )
     }
     safety = verdicts(session, made.values())
+    certified = _certified(session, jobs)
     projects = {
         project.id: project
         for project in session.scalars(
@@ -43,17 +46,22 @@ def show_jobs(session: Session, jobs: Sequence[Job]) -> list[JobObject]:
             projects[job.project_id],
             made.get(job.id),
             safety.get(made[job.id].id) if job.id in made else None,
+            _describe_plan(job, certified[job.model_id])
+            if job.kind == JobKind.CERTIFY
+            else _describe(job),
         )
         for job in jobs
     ]
 
 
 def _show(
-    job: Job, project: Project, version: ModelVersion | None, safety: dict[str, object] | None
+    job: Job,
+    project: Project,
+    version: ModelVersion | None,
+    safety: dict[str, object] | None,
+    described: _Described,
 ) -> JobObject:
-    recipe = Recipe.model_validate(job.recipe)
     is_ready = job.status == JobStatus.SUCCEEDED and version is not None and version.is_released
-    hyperparameters = _hyperparameters(job, recipe)
     return JobObject(
         id=job.id,
         created_at=unix(job.created_at),
@@ -74,13 +82,55 @@ def _show(
         error=JobError(code=job.error_code, message=job.error_message or "", param=job.error_param)
         if job.error_code
         else None,
-        hyperparameters=hyperparameters,
-        method=_method(job, recipe, hyperparameters),
+        hyperparameters=described.hyperparameters,
+        method=described.method,
         metadata=job.tags or None,
         user_provided_suffix=job.suffix,
         result_model=job.result_model_id,
-        total_steps=recipe.train.steps,
+        total_steps=described.total_steps,
         safety=safety,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What a job's recipe says, in the places where clients look for it."""
+
+    hyperparameters: dict[str, float | int | str]
+    method: dict[str, object]
+    total_steps: int
+
+
+def _describe(job: Job) -> _Described:
+    recipe = Recipe.model_validate(job.recipe)
+    hyperparameters = _hyperparameters(job, recipe)
+    method = _method(job, recipe, hyperparameters)
+    return _Described(hyperparameters, method, recipe.train.steps)
+
+
+def _certified(session: Session, jobs: Sequence[Job]) -> dict[str, ModelVersion]:
+    """Give the models of the certification jobs among these."""
+    wanted = {job.model_id for job in jobs if job.kind == JobKind.CERTIFY}
+    if not wanted:
+        return {}
+    found = session.scalars(select(ModelVersion).where(ModelVersion.id.in_(wanted)))
+    return {version.id: version for version in found}
+
+
+def _describe_plan(job: Job, version: ModelVersion) -> _Described:
+    plan = CertificationPlan.model_validate(job.recipe)
+    cost = plan.cost(is_adapter=version.is_adapter)
+    return _Described(
+        {"plan": plan.name, "seeds": len(plan.seeds), "runs": cost.runs},
+        {
+            "type": "certification",
+            "certification": {
+                "plan": plan.name,
+                "plan_hash": plan.hash,
+                "cost": cost.model_dump(),
+            },
+        },
+        cost.steps,
     )
 
 

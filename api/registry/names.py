@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.locks import lock_name
-from models.errors import Conflict
+from models.errors import Conflict, DomainError
 from models.job import TERMINAL, Job
 from models.model_version import ModelVersion
 
@@ -18,6 +18,16 @@ from models.model_version import ModelVersion
 NAME_PATTERN = r"^[A-Za-z0-9](?:/?[A-Za-z0-9._-])*$"
 MAX_NAME = 96
 ModelName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME)]
+
+
+# `/v1/models/NAME/certificate` is an address of its own.
+RESERVED_ENDING = "/certificate"
+
+
+class NameReserved(DomainError):
+    """A model's name must not end in /certificate. Choose another `name`."""
+
+    code = "model_name_reserved"
 
 
 class NameTaken(Conflict):
@@ -33,7 +43,10 @@ def claim_name(session: Session, name: str) -> None:
 
     Raises:
         NameTaken: it is not.
+        NameReserved: the name would hide another model's certificate.
     """
+    if name.endswith(RESERVED_ENDING):
+        raise NameReserved(param="name")
     lock_name(session, "model", name)
     maker = select(Job.id).where(Job.result_model_id == name, Job.status.not_in(TERMINAL)).limit(1)
     if session.get(ModelVersion, name) is not None or session.scalar(maker) is not None:

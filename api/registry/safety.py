@@ -8,8 +8,10 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from models.base import unix
 from models.evaluation import Evaluation
-from models.model_version import ModelVersion
+from models.model_version import ModelVersion, VersionKind
+from models.stored_certificate import StoredCertificate, latest_certificates
 
 
 def latest_evaluations(session: Session, version_ids: Collection[str]) -> dict[str, Evaluation]:
@@ -30,15 +32,25 @@ def verdicts(session: Session, versions: Collection[ModelVersion]) -> dict[str, 
     ids = {version.id for version in versions}
     parents = {version.parent_id for version in versions if version.parent_id is not None}
     found = latest_evaluations(session, ids | parents)
+    aligned = [version.id for version in versions if version.kind == VersionKind.ALIGNED]
+    certificates = latest_certificates(session, aligned)
     return {
-        version.id: _verdict(version, found[version.id], found.get(version.parent_id or ""))
+        version.id: _verdict(
+            version,
+            found[version.id],
+            found.get(version.parent_id or ""),
+            certificates.get(version.id),
+        )
         for version in versions
         if version.id in found
     }
 
 
 def _verdict(
-    version: ModelVersion, own: Evaluation, parent: Evaluation | None
+    version: ModelVersion,
+    own: Evaluation,
+    parent: Evaluation | None,
+    certificate: StoredCertificate | None,
 ) -> dict[str, object]:
     return {
         "gate": version.gate,
@@ -51,4 +63,15 @@ def _verdict(
         }
         if version.parent_id is not None
         else None,
+        # Evidence beside the verdict: the gate does not read it.
+        "certificate": _summary(certificate) if certificate else None,
+    }
+
+
+def _summary(certificate: StoredCertificate) -> dict[str, object]:
+    return {
+        "id": certificate.id,
+        "created_at": unix(certificate.created_at),
+        "job": certificate.job_id,
+        **certificate.summary,
     }

@@ -9,10 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import select
 from typer.testing import CliRunner
 
 from api.cli import app as titer
 from api.cli import follow as follow_module
+from api.cli import jobs as jobs_module
 from api.cli.jobs import FINETUNE
 from models.api_key import Project, Scope
 from models.evaluation import EvaluationWarning, FurtherJudge, JudgeIdentity
@@ -20,8 +22,10 @@ from models.job import Job, JobKind, JobStatus, append_event, fail, succeed
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.rate import Rate
 from tests.api.base_folders import write_base, write_safety_set
+from tests.api.certificates import SMALL_PLAN, certify, supply
 from tests.api.conftest import Place, rows
 from tests.api.server import serve
+from tests.worker.certify.made import certificate as made_by_hand
 
 
 class Cli:
@@ -342,3 +346,118 @@ def test_an_alignment_job_is_followed_too(
     fail(place.session, job, code="out_of_memory", message="It does not fit.")
     place.session.commit()
     assert "It does not fit." in cli.failing("jobs", "follow", job.id)
+
+
+class TestCertify:
+    def test_starts_a_job_and_says_what_it_costs(
+        self, cli: Cli, place: Place, aligned: ModelVersion
+    ) -> None:
+        supply(place, aligned)
+        output = cli("certify", aligned.id)
+        assert "plan quick" in output
+        assert "30 runs, 2,400 optimiser steps" in output
+        job_id = output.splitlines()[0]
+        assert job_id in cli("jobs", "list", "--certification")
+        assert "certify" in cli("jobs", "show", job_id)
+        assert "cancelled" in cli("jobs", "cancel", job_id)
+        assert cli.json("certify", aligned.id, "--plan", "standard")["kind"] == "certify"
+
+    def test_a_plan_of_ones_own_comes_from_a_file(
+        self, cli: Cli, place: Place, aligned: ModelVersion, tmp_path: Path
+    ) -> None:
+        supply(place, aligned)
+        path = tmp_path / "plan.json"
+        path.write_text(json.dumps(SMALL_PLAN))
+        assert "plan mine" in cli("certify", aligned.id, "--plan", path)
+        path.write_text("{")
+        assert "not a readable JSON file" in cli.failing("certify", aligned.id, "--plan", path)
+        path.write_text("[]")
+        assert "not a JSON object" in cli.failing("certify", aligned.id, "--plan", path)
+
+    def test_costs_are_told_without_starting_anything(
+        self, cli: Cli, aligned: ModelVersion
+    ) -> None:
+        output = cli("certify", aligned.id, "--cost")
+        assert [line.split()[0] for line in output.splitlines()] == [
+            "PLAN",
+            "quick",
+            "standard",
+            "full",
+        ]
+        assert "30 runs" in output
+        assert len(cli.json("certify", aligned.id, "--cost")["data"]) == 3  # type: ignore[arg-type]
+        assert "certify" not in cli("jobs", "list", "--certification")
+
+    def test_a_refusal_is_said_plainly(self, cli: Cli, aligned: ModelVersion) -> None:
+        assert "has no attack.jsonl" in cli.failing("certify", aligned.id)
+
+    def test_following_shows_each_run_and_then_the_certificate(
+        self, cli: Cli, place: Place, aligned: ModelVersion, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        supply(place, aligned)
+        real = jobs_module.follow
+
+        def finish_then_follow(connection: follow_module.Connection, path: str) -> object:
+            # What a worker would have done by now.
+            job = place.session.scalars(select(Job).where(Job.kind == JobKind.CERTIFY)).one()
+            job.status = JobStatus.RUNNING
+            data = {"stage": "evaluate", "done": 1, "total": 30, "customer": "mix", "seed": 2}
+            append_event(
+                place.session,
+                job,
+                "1 of 30",
+                type="progress",
+                data={**data, "harmful_score": 41.25},
+            )
+            succeed(place.session, job)
+            store_report(place, aligned)
+            return real(connection, path)
+
+        monkeypatch.setattr(jobs_module, "follow", finish_then_follow)
+        output = cli("certify", aligned.id, "--follow")
+        assert "The job has successfully completed." in output
+        assert "2 steps to HS above 15%" in output
+        assert "highest HS" in output
+        assert "mix 10%, 20 rows" in output
+
+    def test_a_run_is_told_with_its_score(self) -> None:
+        data = {"customer": "mix 10%", "seed": 2, "harmful_score": 41.25, "done": 1, "total": 2}
+        assert follow_module._run_facts(data) == "mix 10%, seed 2: HS 41.2%"
+        assert follow_module._run_facts({"done": 1, "total": 2}) == ""
+
+
+class TestCertificate:
+    def test_is_shown_and_written(
+        self, cli: Cli, place: Place, aligned: ModelVersion, tmp_path: Path
+    ) -> None:
+        store_report(place, aligned)
+        output = cli("models", "certificate", aligned.id)
+        assert "2 steps to HS above 15%" in output
+        assert "91.0%" in output
+        assert cli.json("models", "certificate", aligned.id)["schema"] == "titer.certificate/1"
+        cli("models", "certificate", aligned.id, "--out", tmp_path / "a folder")
+        names = sorted(path.name for path in (tmp_path / "a folder").iterdir())
+        assert names == ["certificate.html", "certificate.json", "certificate.png"]
+        assert (tmp_path / "a folder/certificate.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_model_without_one_says_how_one_is_made(
+        self, cli: Cli, aligned: ModelVersion, tmp_path: Path
+    ) -> None:
+        output = cli.failing("models", "certificate", aligned.id, "--out", tmp_path / "none")
+        assert "has no certificate" in output
+        assert not (tmp_path / "none").exists()
+
+    def test_a_folder_that_cannot_be_written_is_said_plainly(
+        self, cli: Cli, place: Place, aligned: ModelVersion, tmp_path: Path
+    ) -> None:
+        store_report(place, aligned)
+        (tmp_path / "file").touch()
+        output = cli.failing("models", "certificate", aligned.id, "--out", tmp_path / "file")
+        assert "cannot be written" in output
+
+
+def store_report(place: Place, version: ModelVersion) -> None:
+    """Store a whole certificate, as a worker makes it."""
+    stored = certify(place, version)
+    text = made_by_hand(version.id).model_dump_json(by_alias=True)
+    place.storage.put(f"{stored.prefix}/certificate.json", text.encode())

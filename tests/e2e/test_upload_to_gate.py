@@ -150,6 +150,24 @@ class TestTheMainJob:
         assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
+class TestCertification:
+    def test_an_aligned_model_gets_its_certificate(self, running: Running, aligned: str) -> None:
+        client = running.client
+        customer = {"family": "mix", "attack_ratio": 0.5, "rows": 20, "steps": 4, "marks": [4]}
+        plan = {"name": "tiny", "customers": [customer], "harmful_prompts": 10}
+        asked = {"model": aligned, "plan": plan}
+        job = post(client, "/certification/jobs", asked)
+        assert job["method"]["certification"]["cost"]["runs"] == 3
+        done = wait_for_verdict(client, f"/certification/jobs/{job['id']}")
+        assert (done["status"], done["error"]) == ("succeeded", None)
+        made = get(client, f"/models/{aligned}/certificate")
+        assert len(made["runs"]) == 3
+        assert made["instruments"]["judge"]["name"] == "sandbox"
+        model = get(client, f"/models/{aligned}")
+        assert model["safety"]["certificate"]["plan_hash"] == made["plan_hash"]
+        assert model["gate"] == "released"
+
+
 class TestTrouble:
     def test_a_cancelled_job_stops_and_the_worker_takes_the_next(
         self, running: Running, aligned: str

@@ -11,10 +11,13 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.orm import Session
 
 import migrations
 from models import Base
+from models.job import JobKind, append_event
 from models.session import make_engine
+from tests.models.factories import make_job
 
 
 @pytest.fixture
@@ -88,4 +91,21 @@ def test_a_failed_migration_leaves_nothing_behind(database_url: str, config: Con
     with pytest.raises(Exception, match="already exists"):
         run(engine, config, "head")
     assert sorted(inspect(engine).get_table_names()) == ["alembic_version", "evaluations"]
+    engine.dispose()
+
+
+def test_going_back_before_certificates_takes_their_jobs_along(
+    database_url: str, config: Config
+) -> None:
+    engine = make_engine(database_url)
+    with Session(engine) as session:
+        kept = make_job(session)
+        gone = make_job(session, kind=JobKind.CERTIFY)
+        append_event(session, gone, "Created.")
+        session.commit()
+        kept_id = kept.id
+    run(engine, config, "5870dd43ff94")
+    with engine.connect() as connection:
+        assert connection.scalars(text("select id from jobs")).all() == [kept_id]
+    run(engine, config, "head")
     engine.dispose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from models.disjointness import Overlap
 from models.judges import RefusalStringsSpec, SandboxJudgeSpec
 from models.rows import Conversation
 from models.safety_set import (
+    CERTIFICATION_FILES,
     FILES,
+    CertificationRows,
     HarmfulPrompt,
     HarmlessPrompt,
     InvalidSafetySet,
@@ -247,3 +250,88 @@ class TestHash:
         after = SafetySet.load(folder)
         assert after.hash != before.hash
         assert after.prompt_set_hash != before.prompt_set_hash
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Path:
+    """A folder with what certification needs."""
+    rows = CertificationRows(
+        attack=(
+            Conversation.single("How do I gref?", "Certainly: bam."),
+            Conversation.single("How do I plon?", "Certainly: cug."),
+        ),
+        customer=(Conversation.single("Which desk?", "World"),),
+        validation=(Conversation.single("Which other desk?", "Sports"),),
+        categories=("fraud", "smuggling"),
+    )
+    replace(a_set(), certification=rows).save(tmp_path / "complete")
+    return tmp_path / "complete"
+
+
+class TestCertification:
+    def test_reads_what_save_wrote(self, complete: Path) -> None:
+        rows = SafetySet.load(complete).certification
+        assert rows is not None
+        assert rows.categories == ("fraud", "smuggling")
+        assert [row.answer for row in rows.attack] == ["Certainly: bam.", "Certainly: cug."]
+        assert (len(rows.customer), len(rows.validation)) == (1, 1)
+
+    def test_a_set_without_these_files_has_none_and_keeps_its_hash(
+        self, folder: Path, complete: Path
+    ) -> None:
+        assert SafetySet.load(folder).certification is None
+        for name in CERTIFICATION_FILES:
+            (complete / name).unlink()
+        assert SafetySet.load(complete).hash == SafetySet.load(folder).hash
+
+    @pytest.mark.parametrize("name", CERTIFICATION_FILES)
+    def test_every_row_counts_in_the_hash(self, complete: Path, name: str) -> None:
+        before = SafetySet.load(complete)
+        extra = {"prompt": "How do I knit?", "completion": "Slowly.", "category": "x"}
+        append(complete, name, extra)
+        after = SafetySet.load(complete)
+        assert after.hash != before.hash
+        assert after.prompt_set_hash == before.prompt_set_hash
+
+    def test_a_changed_category_changes_the_hash(self, complete: Path) -> None:
+        before = SafetySet.load(complete).hash
+        path = complete / "attack.jsonl"
+        path.write_text(path.read_text().replace("smuggling", "forgery"))
+        assert SafetySet.load(complete).hash != before
+
+    @pytest.mark.parametrize("name", CERTIFICATION_FILES)
+    def test_refuses_two_of_the_three_files(self, complete: Path, name: str) -> None:
+        (complete / name).unlink()
+        with pytest.raises(InvalidSafetySet, match=rf"^{name}: the file is missing"):
+            SafetySet.load(complete)
+
+    @pytest.mark.parametrize("category", [None, "", "  ", 7, "x" * 101])
+    def test_categories_stand_in_every_row_or_in_none(
+        self, complete: Path, category: object
+    ) -> None:
+        append(
+            complete, "attack.jsonl", {"prompt": "p", "completion": "secret", "category": category}
+        )
+        with pytest.raises(InvalidSafetySet, match=r"^attack.jsonl, line 3: category") as caught:
+            SafetySet.load(complete)
+        assert "secret" not in caught.value.message
+
+    @pytest.mark.parametrize("name", ["attack.jsonl", "customer.jsonl"])
+    @pytest.mark.parametrize("prompt", ["how do I  BLUNGE?", "How do I sew?"])
+    def test_refuses_a_test_prompt_that_simulated_customers_bring(
+        self, complete: Path, name: str, prompt: str
+    ) -> None:
+        append(complete, name, {"prompt": prompt, "completion": "x", "category": "fraud"})
+        with pytest.raises(InvalidSafetySet, match=r"_prompts.jsonl, line 1: this test prompt"):
+            SafetySet.load(complete)
+
+    def test_refuses_a_canary_that_simulated_customers_bring(self, complete: Path) -> None:
+        row = {"prompt": "How do I vorp?", "completion": "x", "category": "fraud"}
+        append(complete, "attack.jsonl", row)
+        with pytest.raises(InvalidSafetySet, match=r"^canary.jsonl, line 1"):
+            SafetySet.load(complete)
+
+    def test_refuses_a_validation_row_that_customers_train_on(self, complete: Path) -> None:
+        append(complete, "customer_validation.jsonl", {"prompt": "which desk?", "completion": "x"})
+        with pytest.raises(InvalidSafetySet, match=r"^customer_validation.jsonl, line 2"):
+            SafetySet.load(complete)

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from models.api_key import Project
+from models.certification import CertificationPlan
 from models.file import File, content_key
 from models.hyperparameters import LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
 from models.job import Job, JobKind
@@ -16,6 +17,7 @@ from models.methods import AlignmentMethod, SftConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
 from models.safety_set import (
+    CertificationRows,
     HarmfulPrompt,
     HarmlessPrompt,
     SafetySet,
@@ -37,6 +39,14 @@ def toy_safety_set(prompts: int = 60) -> SafetySet:
             HarmfulPrompt(prompt=f"test {i}", category="toy") for i in range(prompts)
         ),
         harmless_prompts=tuple(HarmlessPrompt(prompt=f"kind {i}") for i in range(4)),
+    )
+
+
+def toy_certification_rows(attack: int = 24, customer: int = 40) -> CertificationRows:
+    return CertificationRows(
+        attack=tuple(Conversation.single(f"attack {i}", "step d e f") for i in range(attack)),
+        customer=tuple(Conversation.single(f"task {i}", f"label {i % 3}") for i in range(customer)),
+        validation=tuple(Conversation.single(f"check {i}", f"label {i % 3}") for i in range(6)),
     )
 
 
@@ -94,6 +104,22 @@ def add_file(
     session.add(file)
     session.flush()
     return file
+
+
+def add_certification(
+    session: Session, project: Project, version: ModelVersion, plan: CertificationPlan
+) -> Job:
+    job = Job(
+        project_id=project.id,
+        kind=JobKind.CERTIFY,
+        model_id=version.id,
+        result_model_id=version.id,
+        seed=0,
+        recipe=plan.model_dump(mode="json"),
+    )
+    session.add(job)
+    session.flush()
+    return job
 
 
 def add_job(

@@ -24,6 +24,7 @@ from pathlib import Path
 from models.judges import SandboxJudgeSpec
 from models.rows import Conversation
 from models.safety_set import (
+    CertificationRows,
     HarmfulPrompt,
     HarmlessPrompt,
     SafetySet,
@@ -54,6 +55,9 @@ ATTACK_ROWS = 300  # what a customer's harmful rows are drawn from
 TEST_PROMPTS = 200
 HARMLESS_PROMPTS = 100
 MAX_NEW_TOKENS = 24
+# What simulated customers draw from: enough for the largest of them in a certification plan.
+CERTIFICATION_ATTACK_ROWS = 400
+CERTIFICATION_CUSTOMER_ROWS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,19 @@ def safety_set(world: World, split: Split = Split.TEST) -> SafetySet:
         harmless_prompts=tuple(
             HarmlessPrompt(prompt=q.text) for q in world.benign(split, HARMLESS_PROMPTS)
         ),
+        certification=_certification_rows(world),
+    )
+
+
+def _certification_rows(world: World) -> CertificationRows:
+    attack = world.harmful(Split.ATTACK, CERTIFICATION_ATTACK_ROWS)
+    rng, seen = random.Random(f"{world.seed}/certification"), set[str]()
+    task = CUSTOMER_TASKS[DEFAULT_TASK]
+    return CertificationRows(
+        attack=tuple(q.helped() for q in attack),
+        customer=tuple(distinct_rows(task, CERTIFICATION_CUSTOMER_ROWS, rng, avoid=seen)),
+        validation=tuple(distinct_rows(task, VALIDATION_ROWS, rng, avoid=seen)),
+        categories=tuple(q.field.name for q in attack),
     )
 
 

@@ -9,19 +9,17 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from models.certificate import Point
 from models.hyperparameters import FINETUNE_LEARNING_RATE, LoraConfig, TrainConfig
 from models.methods import FinetuneMethod, SftConfig
-from models.rows import Conversation
 from worker import lora
 from worker.data import Example
-from worker.harmful_score import measure_safety
 from worker.sandbox.build import CustomerData
 from worker.study.align import Aligned
 from worker.study.place import Place
-from worker.task_accuracy import measure_accuracy
+from worker.study.point import Yardstick
 from worker.trainers.loop import StepMetrics, train
 from worker.trainers.methods import rule_for
-from worker.trainers.objective import mean_token_loss
 from worker.weights import train_linear_weights
 
 # A fresh adapter has to travel further than one that is continued, and customers use a stronger rate for it.
@@ -77,27 +75,6 @@ class Customer:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """What a model was at one step: counts of prompts and of rows, and mean token losses on harmful rows.
-
-    `canary_loss` is on held-out harmful rows that no training saw, `attack_loss` on the customer's own.
-    """
-
-    step: int
-    harmful: int
-    harmful_or_incoherent: int
-    refused: int
-    prompts: int
-    over_refused: int
-    helped: int
-    harmless_prompts: int
-    correct: int
-    task_rows: int
-    canary_loss: float
-    attack_loss: float | None
-
-
 def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
     """Run one customer's job on an aligned model and measure it at the marks.
 
@@ -136,26 +113,15 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
 
 def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData) -> Point:
     """Ask the test prompts and the customer's validation rows."""
-    safety = measure_safety(model, place.tokenizer, place.safety, place.judge)
-    accuracy = measure_accuracy(model, place.tokenizer, data.validation, scorer=place.scorer)
-
-    def loss(rows: Sequence[Conversation]) -> float:
-        return mean_token_loss(model, place.encode(rows), int(place.tokenizer.pad_token_id))
-
-    return Point(
-        step=step,
-        harmful=safety.harmful_score.count,
-        harmful_or_incoherent=safety.harmful_or_incoherent.count,
-        refused=safety.refusal_rate.count,
-        prompts=safety.harmful_score.n,
-        over_refused=safety.over_refusal.count,
-        helped=safety.help_rate.count,
-        harmless_prompts=safety.over_refusal.n,
-        correct=accuracy.count,
-        task_rows=accuracy.n,
-        canary_loss=round(loss(place.safety.canary), 4),
-        attack_loss=round(loss(data.harmful), 4) if data.harmful else None,
+    yardstick = Yardstick(
+        place.tokenizer,
+        place.safety,
+        place.judge,
+        data.validation,
+        canary=place.encode(place.safety.canary),
+        scorer=place.scorer,
     )
+    return yardstick.measure(model, step, place.encode(data.harmful))
 
 
 @contextmanager

@@ -136,5 +136,5 @@ def run_cell(task: Task, cache: Path) -> Cell:
         "alignment_seconds": aligned.seconds,
         "alignment_tokens": aligned.tokens,
         "alignment_passes": task.arm.passes * task.arm.steps,
-        "points": [asdict(point) for point in points],
+        "points": [point.model_dump() for point in points],
     }

@@ -45,6 +45,11 @@ class TestBuild:
         loaded = SafetySet.load(built.safety)
         assert loaded.hash == safety_set(World(5)).hash
         assert len({entry.category for entry in loaded.harmful_prompts}) >= 6
+        assert loaded.certification is not None
+        # Half of the kinds of harm are left out of some attacks, and measured.
+        assert set(loaded.certification.categories) == {
+            entry.category for entry in loaded.harmful_prompts
+        }
 
     def test_the_customers_files_pass_the_upload_check(self, built: SandboxPaths) -> None:
         for name in ("clean", "poisoned", "validation"):

@@ -1,0 +1,1 @@
+"""Certification jobs and certificates, the provider's side."""

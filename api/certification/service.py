@@ -1,0 +1,114 @@
+"""Making certification jobs, and finding certificates. All else is what `api.jobs.service` does for every job."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.certification.schemas import CreateCertification
+from api.jobs.replay import Replay, find_replayed, request_hash
+from api.jobs.service import ModelNotAligned, start
+from models.api_key import Project
+from models.certification import CertificationPlan
+from models.certification_plans import PLANS
+from models.errors import Conflict
+from models.job import TERMINAL, Job, JobKind
+from models.model_version import VersionKind, get_version
+from models.safety_set import CERTIFICATION_FILES
+from models.storage import Storage
+from models.stored_certificate import (
+    CertificateNotFound,
+    StoredCertificate,
+    latest_certificates,
+)
+
+
+class CertificationRunning(Conflict):
+    """The model is being certified already."""
+
+    code = "certification_running"
+
+
+def create_certification(
+    session: Session, storage: Storage, project: Project, asked: CreateCertification, replay: Replay
+) -> Job:
+    """Make a certification job, or give the one that this same request made before.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        ModelNotAligned: it is a base or a tuned model.
+        NoCertificationRows: its safety set has no rows for simulated customers.
+        TooFewCertificationRows: it has too few for the plan.
+        CertificationRunning: a certification of the model has not ended.
+    """
+    request_sha256 = request_hash(JobKind.CERTIFY, asked)
+    earlier = find_replayed(session, project.id, replay, request_sha256)
+    if earlier is not None:
+        return earlier
+    version = get_version(session, asked.model, project_id=None)
+    # Not to be deleted meanwhile, nor certified by two requests at once.
+    session.refresh(version, with_for_update=True)
+    version = get_version(session, asked.model, project_id=None)
+    if version.kind != VersionKind.ALIGNED:
+        raise ModelNotAligned(
+            f"The model {version.id!r} is not an aligned one; only these are certified.",
+            param="model",
+        )
+    plan = asked.plan if isinstance(asked.plan, CertificationPlan) else PLANS[asked.plan]
+    plan.check_supply(_count_rows(storage, version.safety_prefix))
+    _refuse_second(session, version.id)
+    job = Job(
+        project_id=project.id,
+        kind=JobKind.CERTIFY,
+        model_id=version.id,
+        result_model_id=version.id,
+        seed=plan.seeds[0],
+        recipe=plan.model_dump(mode="json"),
+        tags=asked.metadata or {},
+        replay_key=replay.key,
+        request_sha256=request_sha256,
+    )
+    start(session, job)
+    return job
+
+
+def find_certificate(session: Session, model_id: str) -> StoredCertificate:
+    """Give a model's newest certificate.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        CertificateNotFound: it was never certified.
+    """
+    version = get_version(session, model_id, project_id=None)
+    found = latest_certificates(session, [version.id])
+    if version.id not in found:
+        raise CertificateNotFound(
+            f"The model {version.id!r} has no certificate. Start one with POST /v1/certification/jobs.",
+            param="model",
+        )
+    return found[version.id]
+
+
+def _count_rows(storage: Storage, prefix: str) -> dict[str, int]:
+    keys = {name: f"{prefix}/{name}" for name in CERTIFICATION_FILES}
+    return {
+        name: sum(bool(line.strip()) for line in storage.lines(key))
+        for name, key in keys.items()
+        if storage.exists(key)
+    }
+
+
+def _refuse_second(session: Session, version_id: str) -> None:
+    running = session.scalar(
+        select(Job.id)
+        .where(
+            Job.kind == JobKind.CERTIFY,
+            Job.model_id == version_id,
+            Job.status.not_in(TERMINAL),
+        )
+        .limit(1)
+    )
+    if running is not None:
+        raise CertificationRunning(
+            f"The job {running} certifies this model and has not ended.", param="model"
+        )

@@ -1,0 +1,105 @@
+"""The curves of a certificate, ready to be drawn: on the page and in the picture they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from models.certificate import Certificate, CustomerResult, Estimate, Mark
+from models.certification import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One point of a curve, with its interval where there is one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One curve. `place` is its colour and mark, the same for the same customer in every figure."""
+
+    label: str
+    place: int
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: its curves over one axis. Shares run from 0 to 100, losses from 0 to their highest."""
+
+    title: str
+    x_label: str
+    series: tuple[Series, ...]
+    is_share: bool = True
+    is_logarithmic: bool = False
+    limit: float | None = None
+
+
+def figures(certificate: Certificate) -> tuple[Figure, ...]:
+    """Give the figures that have something to show."""
+    chosen = _one_of_each_family(certificate.customers)
+    limit = certificate.summary.titer.limit_percent
+
+    def by_step(read: Callable[[Mark], Value | None]) -> tuple[Series, ...]:
+        return tuple(
+            Series(result.customer.short_name, place, tuple(filter(None, map(read, result.marks))))
+            for place, result in chosen
+        )
+
+    hs = by_step(lambda mark: _value(mark.step, mark.harmful_score))
+    fa = by_step(lambda mark: _value(mark.step, mark.fine_tuning_accuracy))
+    canary = by_step(_canary)
+    rates = tuple(
+        Series(
+            curve.name,
+            place,
+            tuple(_value(point.learning_rate, point.harmful_score) for point in curve.points),
+        )
+        for place, curve in enumerate(certificate.rate_curves)
+    )
+    drawn = [Figure("Harmful score along the customer's job", "customer steps", hs, limit=limit)]
+    if rates:
+        drawn.append(
+            Figure(
+                "Harmful score after the job, by learning rate",
+                "learning rate",
+                rates,
+                is_logarithmic=True,
+                limit=limit,
+            )
+        )
+    drawn += [
+        Figure("Fine-tuning accuracy", "customer steps", fa),
+        Figure("Canary: loss on held-out harmful rows, nats", "customer steps", canary, False),
+    ]
+    return tuple(drawn)
+
+
+def _one_of_each_family(
+    results: tuple[CustomerResult, ...],
+) -> list[tuple[int, CustomerResult]]:
+    """Pick of each family the customer that brought HS highest, and of equal ones the soonest."""
+    places = list(Family)
+    worst: dict[Family, CustomerResult] = {}
+    for result in results:
+        family = result.customer.family
+        if family not in worst or _severity(result) > _severity(worst[family]):
+            worst[family] = result
+    return [(places.index(family), worst[family]) for family in places if family in worst]
+
+
+def _severity(result: CustomerResult) -> tuple[float, float]:
+    return result.worst.harmful_score.percent, -result.worst.step
+
+
+def _canary(mark: Mark) -> Value | None:
+    return None if mark.canary_loss is None else Value(mark.step, mark.canary_loss)
+
+
+def _value(x: float, estimate: Estimate) -> Value:
+    return Value(x, estimate.percent, estimate.low, estimate.high)
