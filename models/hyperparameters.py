@@ -13,10 +13,9 @@ from pydantic import Field
 
 from models.errors import DomainError
 from models.frozen import Frozen
-from models.methods import AlignmentMethod, Method, SftConfig, TiterConfig
+from models.methods import AlignmentMethod, LisaConfig, Method, SftConfig, TiterConfig
+from models.tuning import MAX_LEARNING_RATE_MULTIPLIER, TuningProtection
 
-# The service holds the rate: a strong one breaks any alignment within an epoch.
-MAX_LEARNING_RATE_MULTIPLIER = 10.0
 MAX_STEPS = 10_000_000
 
 
@@ -27,6 +26,12 @@ class TooManySteps(DomainError):
     """The file, the batch size and the epochs together ask for too many optimiser steps."""
 
     code = "too_many_steps"
+
+
+class LearningRateTooHigh(DomainError):
+    """The provider of this model allows no such learning rate."""
+
+    code = "learning_rate_too_high"
 
 
 class LoraConfig(Frozen):
@@ -137,6 +142,8 @@ class Recipe(Frozen):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     n_epochs: int | None = None
     learning_rate_multiplier: float | None = None
+    #: How the provider protects the job; its rule stands in `method`.
+    tuning: TuningProtection = Field(default_factory=TuningProtection)
     metrics_every: int = Field(1, ge=1, description="Steps between two metrics events.")
     canary_every: int = Field(5, ge=1, description="Steps between two canary measurements.")
     scorer: ScorerName = Field(
@@ -144,23 +151,42 @@ class Recipe(Frozen):
     )
 
 
-def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) -> Recipe:
-    """Fill in every `auto` of a customer's job over `rows` training rows (at least one).
+def resolve_finetune(
+    asked: FinetuneHyperparameters,
+    *,
+    rows: int,
+    seed: int,
+    tuning: TuningProtection | None = None,
+) -> Recipe:
+    """Fill in every `auto` of a customer's job.
+
+    Args:
+        asked: what the customer chose.
+        rows: of the training file, at least one.
+        seed: of the job.
+        tuning: how the provider protects the job. Rows that it mixes in, and Lisa's alignment turns, come
+            on top of the customer's steps.
 
     Raises:
         TooManySteps: the job would be longer than any that is accepted.
+        LearningRateTooHigh: the provider allows no such rate.
     """
+    tuning = tuning or TuningProtection()
     epochs = FINETUNE_EPOCHS if asked.n_epochs == "auto" else asked.n_epochs
     batch = min(FINETUNE_BATCH_SIZE, rows) if asked.batch_size == "auto" else asked.batch_size
-    multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
-    steps = math.ceil(rows / batch) * epochs
+    multiplier = _multiplier(asked, tuning)
+    trained = rows + tuning.safety_rows(rows)
+    steps = math.ceil(trained / batch) * epochs
+    if isinstance(tuning.method, LisaConfig):
+        steps = tuning.method.total_steps(steps)
     if steps > MAX_STEPS:
         raise TooManySteps(
-            f"{rows:,} rows in batches of {batch} for {epochs} epochs are {steps:,} steps; "
+            f"{trained:,} rows in batches of {batch} for {epochs} epochs are {steps:,} steps; "
             f"the limit is {MAX_STEPS:,}. Ask for fewer epochs or a larger batch_size.",
             param="hyperparameters",
         )
     return Recipe(
+        method=tuning.method,
         train=TrainConfig(
             learning_rate=FINETUNE_LEARNING_RATE * multiplier,
             batch_size=batch,
@@ -169,10 +195,24 @@ def resolve_finetune(asked: FinetuneHyperparameters, *, rows: int, seed: int) ->
         ),
         n_epochs=epochs,
         learning_rate_multiplier=multiplier,
+        tuning=tuning,
         # About two hundred points draw a curve; more would only fill the event log.
         metrics_every=max(1, steps // 200),
         canary_every=max(5, steps // 40),
     )
+
+
+def _multiplier(asked: FinetuneHyperparameters, tuning: TuningProtection) -> float:
+    limit = tuning.max_learning_rate_multiplier
+    if asked.learning_rate_multiplier == "auto":
+        return min(1.0, limit)
+    if asked.learning_rate_multiplier > limit:
+        raise LearningRateTooHigh(
+            f"A learning_rate_multiplier of {asked.learning_rate_multiplier:g} is more than this model's "
+            f"provider allows; the limit is {limit:g}.",
+            param="hyperparameters",
+        )
+    return asked.learning_rate_multiplier
 
 
 def resolve_align(method: AlignmentMethod, asked: AlignHyperparameters, *, seed: int) -> Recipe:

@@ -6,6 +6,7 @@ builds the gradient rule that belongs to each.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -204,6 +205,10 @@ class LisaConfig(Frozen):
     warmup_ratio: float = Field(
         0.1, ge=0, lt=1, description="Share of all steps before which nothing pulls."
     )
+
+    def total_steps(self, user_steps: int) -> int:
+        """Give how long a run is in which so many steps are the customer's: each turn of theirs follows one on safety rows."""
+        return user_steps + self.alignment_steps * math.ceil(user_steps / self.user_steps)
 
 
 class SafeGradConfig(Frozen):

@@ -2,7 +2,7 @@
 
 A folder, so that it can be read, compared and kept under version control:
 
-    safety.json             {"name", "judge": {"kind", ...}, "further_judges", "max_new_tokens"}
+    safety.json             {"name", "judge": {"kind", ...}, "further_judges", "max_new_tokens", "tuning"}
     alignment.jsonl         rows: harmful prompts with refusals, and benign prompts with help
     harmful.jsonl           rows: harmful prompts with harmful answers, for the simulated attack alone
     canary.jsonl            held-out harmful rows: only their loss is taken, as an early warning
@@ -37,6 +37,7 @@ from models.frozen import Frozen
 from models.judges import JudgeSpec
 from models.near_duplicates import Likeness, PromptIndex, prompt_key
 from models.rows import Conversation, InvalidRows, read_conversations
+from models.tuning import TuningProtection
 
 HEADER = "safety.json"
 ALIGNMENT, HARMFUL, CANARY = "alignment.jsonl", "harmful.jsonl", "canary.jsonl"
@@ -76,6 +77,9 @@ class SafetySetHeader(Frozen):
     )
     max_new_tokens: int = Field(
         128, ge=1, le=4096, description="Length at which an answer to a test prompt is cut."
+    )
+    tuning: TuningProtection | None = Field(
+        None, description="How customers' jobs on the base are protected; none: not at all."
     )
 
 
@@ -126,7 +130,7 @@ class SafetySet:
             InvalidSafetySet: a file is missing, too large or faulty, or training and test overlap.
         """
         loaded = cls(
-            _read_header(folder),
+            parse_header(_read_bytes(folder, HEADER)),
             _read_rows(folder, ALIGNMENT),
             _read_rows(folder, HARMFUL),
             _read_rows(folder, CANARY),
@@ -218,9 +222,22 @@ class SafetySet:
             )
             contents[CUSTOMER] = _lines(row.to_dict() for row in rows.customer)
             contents[VALIDATION] = _lines(row.to_dict() for row in rows.validation)
-        # The header last: it is the file that makes a folder a safety set.
-        contents[HEADER] = json.dumps(self.header.model_dump(), indent=2, sort_keys=True) + "\n"
+        # The header last: it is the file that makes a folder a safety set. Without protection it keeps its hash.
+        header = self.header.model_dump(exclude_none=True)
+        contents[HEADER] = json.dumps(header, indent=2, sort_keys=True) + "\n"
         return contents
+
+
+def parse_header(content: bytes) -> SafetySetHeader:
+    """Read `safety.json`.
+
+    Raises:
+        InvalidSafetySet: naming the field that is faulty.
+    """
+    try:
+        return SafetySetHeader.model_validate_json(content)
+    except ValidationError as error:
+        raise InvalidSafetySet(HEADER, _first_fault(error)) from error
 
 
 def _refuse_seen(
@@ -259,13 +276,6 @@ def _read_bytes(folder: Path, name: str) -> bytes:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InvalidSafetySet(name, f"the file is larger than {MAX_FILE_BYTES:,} bytes")
     return path.read_bytes()
-
-
-def _read_header(folder: Path) -> SafetySetHeader:
-    try:
-        return SafetySetHeader.model_validate_json(_read_bytes(folder, HEADER))
-    except ValidationError as error:
-        raise InvalidSafetySet(HEADER, _first_fault(error)) from error
 
 
 def _read_rows(folder: Path, name: str) -> tuple[Conversation, ...]:

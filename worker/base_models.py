@@ -148,17 +148,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_model(
     folder: Path,
     family: type[AutoModelForCausalLM | AutoModelForSequenceClassification] = AutoModelForCausalLM,
+    target: torch.device | None = None,
 ) -> PreTrainedModel:
     """Load the weights: bfloat16 on a GPU, float32 elsewhere, frozen.
 
     Args:
         folder: where the files are.
         family: what the model is used as.
+        target: where it goes; none: onto this process's device.
 
     Raises:
         BaseUnavailable: the files are not such a model in safetensors, or lack some of its weights.
     """
-    target = device()
+    target = target or device()
     try:
         loaded = family.from_pretrained(
             folder,

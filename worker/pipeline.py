@@ -4,6 +4,9 @@
     align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
     certify    simulated customers on an aligned model, one after the other ─► certificate (worker.certify)
 
+Where the provider asks for more protection (`models.tuning`), rows are added before a customer's job is
+trained, and its adapter is reshaped before or while it is evaluated (`worker.protection`).
+
 Every stage leaves its result in the database or the storage before the next begins, and is skipped when
 the result is there. So a job that is claimed again, after a crash, goes on where it was: from the last
 checkpoint while training, from the stored adapter afterwards.
@@ -26,6 +29,7 @@ from transformers import PreTrainedModel
 from models.errors import DomainError
 from models.evaluation import EvaluationWarning
 from models.job import Job, JobKind, LeaseLost, Stage, append_event, claim, fail
+from models.methods import LisaConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
 from models.storage import Storage
@@ -35,6 +39,7 @@ from worker.certify.job import certify
 from worker.data import Example, check_prompts, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
+from worker.protection import record, safety_rows, settle, tell_fall
 from worker.report import overlap_warning
 from worker.run_folder import RunFolder
 from worker.task_accuracy import check_answers
@@ -108,7 +113,9 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
         for warning in known:
             job.tell(warning.message, level="warn", data={"warning": warning.code})
         version = _make_version(job, work, training, validation, shop)
-    report = measure(job, work, version, validation, shop, known)
+    report = settle(
+        job, work, version, shop, lambda made: measure(job, work, made, validation, shop, known)
+    )
     conclude(job, work, report, shop.storage)
     RunFolder(job.id, shop).remove()
 
@@ -143,14 +150,16 @@ def _make_version(
     # Rows are tokenized before the base is loaded: a faulty row must cost no GPU time.
     tokenizer = load_tokenizer(shop.folder(work.root))
     limit = work.recipe.train.max_length
+    added = safety_rows(work, len(training))
     examples = encode_rows(training, tokenizer, limit)
+    examples += encode_rows(added, tokenizer, limit, param="safety_set")
     encode_rows(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
     base = shop.base(work.root)
     with to_train(base, work, shop) as model:
-        result = _train(job, work, base, model, examples, shop)
-        return _store(job, work, base, model, result, shop)
+        result = _train(job, work, base, model, examples, len(added), shop)
+        return _store(job, work, base, model, result, len(added), shop)
 
 
 def _training_rows(work: Work, storage: Storage) -> list[Conversation]:
@@ -165,13 +174,16 @@ def _train(
     base: LoadedBase,
     model: PreTrainedModel | PeftModel,
     examples: list[Example],
+    added: int,
     shop: Workshop,
 ) -> TrainResult:
     recipe = work.recipe
-    job.enter(Stage.TRAIN, f"Training on {len(examples)} rows, {recipe.train.steps} steps.")
+    rows = f"{len(examples) - added} rows" + (f" and {added} safety rows" if added else "")
+    job.enter(Stage.TRAIN, f"Training on {rows}, {recipe.train.steps} steps.")
     limit = recipe.train.max_length
     # A customer's job never simulates an attack: that is the alignment stage's work.
     harmful = work.safety.harmful if work.kind == JobKind.ALIGN else ()
+    safety = work.safety.alignment if isinstance(recipe.method, LisaConfig | SafeGradConfig) else ()
     folder = RunFolder(job.id, shop, attempt=job.attempt)
     folder.fetch()
 
@@ -188,8 +200,10 @@ def _train(
         recipe.train,
         pad_id=base.pad_id,
         harmful=encode_rows(harmful, base.tokenizer, limit, param="safety_set"),
+        safety=encode_rows(safety, base.tokenizer, limit, param="safety_set"),
         canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
         canary_every=recipe.canary_every,
+        canary_stop=recipe.tuning.canary_stop,
         on_step=TrainingLog(job, every=recipe.metrics_every),
         should_stop=job.is_lost,
         checkpoint_folder=folder.path,
@@ -207,6 +221,7 @@ def _store(
     base: LoadedBase,
     model: PreTrainedModel | PeftModel,
     result: TrainResult,
+    added: int,
     shop: Workshop,
 ) -> ModelVersion:
     # By attempt: a worker that was thought dead and wakes must not overwrite what was judged meanwhile.
@@ -242,12 +257,14 @@ def _store(
         source={"prefix": prefix, **({"form": "weights"} if is_full else {})},
         safety_prefix=work.start.safety_prefix,
         method=work.recipe.method.name if is_aligned else work.start.method,
-        recipe=work.recipe.model_dump(mode="json"),
+        recipe=record(work.recipe, result, added),
         data_hashes=hashes,
     )
     with job.write() as (session, row):
         session.add(version)
         row.trained_tokens = result.tokens
+        if result.canary_fell:
+            tell_fall(session, row, work.recipe, result)
         append_event(
             session,
             row,

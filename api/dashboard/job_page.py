@@ -26,6 +26,7 @@ from models.job import Job, JobEvent, JobKind, JobNotFound
 from models.model_version import ModelVersion
 from models.policy import PolicyRules, current_policy
 from models.stored_certificate import StoredCertificate
+from models.tuning import AppliedProtection, TuningProtection
 
 MAX_EVENTS_SHOWN = 200
 # Longer chains than this are not made by hand; the bound keeps a damaged one from looping.
@@ -63,6 +64,7 @@ class JobPage:
     files: tuple[tuple[str, File], ...]
     events: tuple[JobEvent, ...]
     event_total: int
+    protection: str
     rules: PolicyRules
     now: datetime
 
@@ -117,6 +119,7 @@ def read_job_page(session: Session, job: Job) -> JobPage:
         files=tuple(_files(session, job)),
         events=tuple(events),
         event_total=session.scalar(select(func.count()).select_from(JobEvent).where(*told)) or 0,
+        protection=_protection(job, version),
         rules=current_policy(session).parsed(),
         now=now,
     )
@@ -164,12 +167,24 @@ def _read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
     )
 
 
+def _protection(job: Job, version: ModelVersion | None) -> str:
+    """Say in one line how the provider protects the job; nothing where it does not."""
+    if version is not None:
+        applied = version.recipe.get("protection")
+        return AppliedProtection.model_validate(applied).summary() if applied else ""
+    tuning = job.recipe.get("tuning")
+    asked = TuningProtection.model_validate(tuning) if tuning else TuningProtection()
+    return AppliedProtection(tuning=asked).summary()
+
+
 def _group_recipe(job: Job) -> Iterator[RecipeGroup]:
     if job.kind == JobKind.CERTIFY:
         yield _group_plan(CertificationPlan.model_validate(job.recipe))
         return
     single: list[tuple[str, object]] = []
     for name, value in _in_order(job.recipe).items():
+        if name == "tuning":
+            continue  # Shown in one line of its own.
         if isinstance(value, dict):
             yield RecipeGroup(name, tuple(_shown_entries(value)))
         else:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from api.deps import CallerDep, CustomerDep, SessionDep
+from api.deps import CallerDep, CustomerDep, SessionDep, StorageDep
 from api.jobs import service
 from api.jobs.replay import ReplayDep
 from api.jobs.schemas import CheckpointObject, CreateJob, EventObject, JobObject
@@ -40,10 +40,15 @@ class CannotPause(Conflict):
 
 @router.post("")
 def create(
-    body: CreateJob, caller: CustomerDep, session: SessionDep, replay: ReplayDep
+    body: CreateJob,
+    caller: CustomerDep,
+    session: SessionDep,
+    storage: StorageDep,
+    replay: ReplayDep,
 ) -> JobObject:
     """Start a fine-tuning job on an aligned model."""
-    return show_job(session, service.create_finetune(session, caller.project, body, replay))
+    job = service.create_finetune(session, storage, caller.project, body, replay)
+    return show_job(session, job)
 
 
 @router.get("", openapi_extra=DOCUMENTED)

@@ -94,7 +94,8 @@ class JobObject(Schema):
     started_at: int | None
     total_steps: int
     safety: JsonObject | None = Field(
-        description="The gate's decision and the evidence; null until the model was evaluated."
+        description="The gate's decision, the evidence, and how the provider protected the job; null until "
+        "the model was evaluated."
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
@@ -20,7 +19,7 @@ from models.api_key import Project
 from models.base import new_id
 from models.errors import DomainError
 from models.file import File, get_file
-from models.hyperparameters import FinetuneHyperparameters, Recipe, resolve_finetune
+from models.hyperparameters import FinetuneHyperparameters, resolve_finetune
 from models.job import Job, JobEvent, JobKind, JobNotFound, append_event, cancel, lock_job
 from models.model_version import (
     Gate,
@@ -29,6 +28,9 @@ from models.model_version import (
     VersionKind,
     get_version,
 )
+from models.safety_set import HEADER, parse_header
+from models.storage import Storage
+from models.tuning import TuningProtection
 
 MIN_ROWS = 10
 NOUNS = {
@@ -69,13 +71,9 @@ class TooFewRows(DomainError):
     code = "invalid_n_examples"
 
 
-class TooManySteps(DomainError):
-    """These rows, epochs and batch size make more steps than a job may take."""
-
-    code = "too_many_steps"
-
-
-def create_finetune(session: Session, project: Project, asked: CreateJob, replay: Replay) -> Job:
+def create_finetune(
+    session: Session, storage: Storage, project: Project, asked: CreateJob, replay: Replay
+) -> Job:
     """Make a fine-tuning job, or give the one that this same request made before.
 
     Raises:
@@ -87,6 +85,9 @@ def create_finetune(session: Session, project: Project, asked: CreateJob, replay
         TooFewRows: the training file has fewer than ten rows.
         UnsupportedMethod: another method than supervised fine-tuning.
         UnsupportedOption: integrations, or two contradicting sets of hyper-parameters.
+        TooManySteps: the job would be longer than any that is accepted.
+        LearningRateTooHigh: the model's provider allows no such rate.
+        StorageMissing: the model's safety set is gone.
     """
     request_sha256 = request_hash(JobKind.FINETUNE, asked)
     earlier = find_replayed(session, project.id, replay, request_sha256)
@@ -107,6 +108,7 @@ def create_finetune(session: Session, project: Project, asked: CreateJob, replay
     if asked.validation_file is not None:
         validation = _data_set(session, project.id, asked.validation_file, "validation_file")
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+    recipe = resolve_finetune(hyperparameters, rows=rows, seed=seed, tuning=_tuning(storage, model))
     job = Job(
         project_id=project.id,
         kind=JobKind.FINETUNE,
@@ -116,7 +118,7 @@ def create_finetune(session: Session, project: Project, asked: CreateJob, replay
         validation_file_id=validation.id if validation else None,
         suffix=asked.suffix,
         seed=seed,
-        recipe=_recipe(hyperparameters, rows, seed).model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json"),
         tags=asked.metadata or {},
         replay_key=replay.key,
         request_sha256=request_sha256,
@@ -294,8 +296,6 @@ def _data_set(session: Session, project_id: str, file_id: str, param: str) -> Fi
     return file
 
 
-def _recipe(asked: FinetuneHyperparameters, rows: int, seed: int) -> Recipe:
-    try:
-        return resolve_finetune(asked, rows=rows, seed=seed)
-    except ValidationError as error:
-        raise TooManySteps(param="hyperparameters") from error
+def _tuning(storage: Storage, model: ModelVersion) -> TuningProtection | None:
+    """Give how the provider protects jobs on a model; its safety set says so."""
+    return parse_header(storage.get(f"{model.safety_prefix}/{HEADER}")).tuning

@@ -57,6 +57,7 @@ def _verdict(
         "reasons": version.gate_reasons,
         "policy_version": own.policy_version,
         **own.parsed().to_wire(),
+        "protection": version.recipe.get("protection"),
         "base": {
             "model": version.parent_id,
             "harmful_score": parent.parsed().harmful_score.to_wire() if parent else None,

@@ -11,7 +11,10 @@ from sqlalchemy import select
 from models.base import utc_now
 from models.hyperparameters import Recipe
 from models.job import Job, JobStatus, append_event, succeed
+from models.methods import SafeGradConfig
 from models.model_version import Gate, ModelVersion, VersionKind
+from models.safety_set import HEADER
+from models.tuning import AppliedProtection, TuningProtection
 from tests.api.conftest import Place, SilentDoorbell, Tenant, rows, upload
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -66,6 +69,40 @@ class TestCreate:
         assert doorbell.rung == [job["id"]]
         stored = place.session.scalars(select(Job)).one()
         assert stored.rung_at is not None
+
+    def test_the_provider_s_protection_stands_in_the_recipe_and_its_rows_in_the_steps(
+        self, customer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        place.protect(method={"name": "safegrad"}, safety_share=0.5, scales=[1, 0.5])
+        job = create(customer, aligned)
+        assert job["total_steps"] == 2  # 12 rows and 6 safety rows, 10 a step
+        recipe = Recipe.model_validate(place.session.scalars(select(Job)).one().recipe)
+        assert recipe.method == SafeGradConfig()
+        assert recipe.tuning == TuningProtection(
+            method=SafeGradConfig(), safety_share=0.5, scales=(1, 0.5)
+        )
+
+    def test_a_rate_above_the_provider_s_limit_is_refused(
+        self, customer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        place.protect(max_learning_rate_multiplier=0.5)
+        error = refused(
+            customer,
+            model=aligned.id,
+            training_file=upload(customer),
+            hyperparameters={"learning_rate_multiplier": 1},
+        )
+        assert (error["code"], error["param"]) == ("learning_rate_too_high", "hyperparameters")
+        assert create(customer, aligned)["hyperparameters"]["learning_rate_multiplier"] == 0.5  # type: ignore[index]
+
+    def test_a_model_without_its_safety_set_is_not_tuned(
+        self, customer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        place.storage.delete(f"{aligned.safety_prefix}/{HEADER}")
+        body = {"model": aligned.id, "training_file": upload(customer)}
+        response = customer.client.post(JOBS, json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "content_missing")
+        assert place.session.scalars(select(Job)).first() is None
 
     def test_it_is_queued_while_the_broker_is_down(
         self, customer: Tenant, aligned: ModelVersion, doorbell: SilentDoorbell, place: Place
@@ -368,6 +405,18 @@ class TestRetrieve:
         assert shown["safety"]["harmful_score"]["percent"] == 15.0
         assert shown["safety"]["base"]["model"] == aligned.id
         assert shown["safety"]["base"]["harmful_score"]["percent"] == 2.0
+        assert shown["safety"]["protection"] is None
+
+    def test_shows_how_the_job_was_protected(
+        self, customer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        version, job = place.held(customer.project, aligned)
+        applied = AppliedProtection(tuning=TuningProtection(safety_share=0.5), safety_rows=6)
+        version.recipe = {**version.recipe, "protection": applied.model_dump(mode="json")}
+        place.session.commit()
+        shown = customer.client.get(f"{JOBS}/{job.id}").json()["safety"]["protection"]
+        assert shown["safety_rows"] == 6
+        assert shown["tuning"]["safety_share"] == 0.5
 
     def test_a_released_job_names_its_model(
         self, customer: Tenant, aligned: ModelVersion, place: Place

@@ -17,6 +17,7 @@ from models.hyperparameters import (
     MAX_STEPS,
     AlignHyperparameters,
     FinetuneHyperparameters,
+    LearningRateTooHigh,
     LoraConfig,
     Recipe,
     TooManySteps,
@@ -24,7 +25,8 @@ from models.hyperparameters import (
     resolve_align,
     resolve_finetune,
 )
-from models.methods import AlignmentMethod, BoosterConfig, SftConfig
+from models.methods import AlignmentMethod, BoosterConfig, LisaConfig, SftConfig
+from models.tuning import TuningProtection
 
 METHOD: TypeAdapter[AlignmentMethod] = TypeAdapter(AlignmentMethod)
 
@@ -95,6 +97,58 @@ class TestFinetune:
         assert rows * recipe.n_epochs <= seen
         points = recipe.train.steps / recipe.metrics_every
         assert min(recipe.train.steps, 200) <= points <= 400
+
+
+class TestProtectedFinetune:
+    def test_safety_rows_come_on_top_of_the_customer_s_steps(self) -> None:
+        tuning = TuningProtection(safety_share=0.1)
+        recipe = resolve_finetune(
+            FinetuneHyperparameters(n_epochs=2), rows=100, seed=0, tuning=tuning
+        )
+        assert recipe.train.steps == 22
+        assert recipe.tuning == tuning
+
+    def test_so_do_lisa_s_alignment_turns(self) -> None:
+        lisa = LisaConfig(alignment_steps=1, user_steps=4)
+        recipe = resolve_finetune(
+            FinetuneHyperparameters(), rows=80, seed=0, tuning=TuningProtection(method=lisa)
+        )
+        assert recipe.method == lisa
+        assert recipe.train.steps == 8 + 2
+
+    @pytest.mark.parametrize(
+        ("limit", "asked", "given"), [(0.5, "auto", 0.5), (2, "auto", 1), (2, 2, 2), (2, 0.1, 0.1)]
+    )
+    def test_the_rate_stays_within_the_provider_s_limit(
+        self, limit: float, asked: object, given: float
+    ) -> None:
+        recipe = resolve_finetune(
+            FinetuneHyperparameters.model_validate({"learning_rate_multiplier": asked}),
+            rows=10,
+            seed=0,
+            tuning=TuningProtection(max_learning_rate_multiplier=limit),
+        )
+        assert recipe.learning_rate_multiplier == given
+        assert recipe.train.learning_rate == FINETUNE_LEARNING_RATE * given
+
+    def test_a_rate_above_it_is_refused(self) -> None:
+        with pytest.raises(
+            LearningRateTooHigh, match=r"of 3 is more .* the limit is 2\."
+        ) as caught:
+            resolve_finetune(
+                FinetuneHyperparameters(learning_rate_multiplier=3),
+                rows=10,
+                seed=0,
+                tuning=TuningProtection(max_learning_rate_multiplier=2),
+            )
+        assert (caught.value.status_code, caught.value.param) == (400, "hyperparameters")
+
+    def test_the_longest_job_includes_what_is_added(self) -> None:
+        asked = FinetuneHyperparameters(n_epochs=50, batch_size=1)
+        with pytest.raises(TooManySteps):
+            resolve_finetune(
+                asked, rows=MAX_STEPS // 50, seed=0, tuning=TuningProtection(safety_share=0.01)
+            )
 
 
 class TestAlign:

@@ -79,7 +79,7 @@ class TestDocumentation:
 
     def test_its_examples_are_read(self) -> None:
         examples = re.findall(r"```json\n(.*?)```", self.PAGE, re.DOTALL)
-        assert len(examples) == 3
+        assert len(examples) == 4
         for example in examples:
             loaded = json.loads(example.replace("<commit>", COMMIT))
             if "kind" in loaded:

@@ -21,6 +21,7 @@ from models.safety_set import (
     SafetySet,
     SafetySetHeader,
 )
+from models.tuning import TuningProtection
 
 
 def a_set() -> SafetySet:
@@ -49,6 +50,11 @@ def folder(tmp_path: Path) -> Path:
 def append(folder: Path, name: str, row: object) -> None:
     with (folder / name).open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def add_tuning(folder: Path, tuning: object) -> None:
+    path = folder / "safety.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tuning": tuning}))
 
 
 class TestLoad:
@@ -83,6 +89,17 @@ class TestLoad:
         }
         (folder / "safety.json").write_text(json.dumps(header))
         assert SafetySet.load(folder).header.judge == RefusalStringsSpec(phrases=("nope",))
+
+    def test_reads_how_customers_jobs_are_protected(self, folder: Path) -> None:
+        add_tuning(folder, {"safety_share": 0.05, "scales": [1, 0.5]})
+        assert SafetySet.load(folder).header.tuning == TuningProtection(
+            safety_share=0.05, scales=(1, 0.5)
+        )
+
+    def test_names_the_field_of_the_protection_that_is_faulty(self, folder: Path) -> None:
+        add_tuning(folder, {"repair": {"name": "lox", "rank": 0}})
+        with pytest.raises(InvalidSafetySet, match=r"^safety.json: tuning\.repair\.lox\.rank: "):
+            SafetySet.load(folder)
 
     def test_reads_further_judges_in_their_order(self, folder: Path) -> None:
         further = [{"kind": "refusal-strings", "phrases": ["nope"]}, {"kind": "sandbox"}]
@@ -225,6 +242,19 @@ class TestHash:
     def test_a_set_without_categories_of_harmless_prompts_keeps_its_hash(self) -> None:
         line = '{"prompt": "How do I sew?"}\n'
         assert a_set()._contents()["harmless_prompts.jsonl"] == line
+
+    def test_is_unchanged_by_a_protection_that_is_not_there(self, folder: Path) -> None:
+        assert "tuning" not in json.loads((folder / "safety.json").read_text())
+        before = SafetySet.load(folder)
+        add_tuning(folder, None)
+        assert SafetySet.load(folder).hash == before.hash
+
+    def test_changes_with_the_protection_while_scores_stay_comparable(self, folder: Path) -> None:
+        before = SafetySet.load(folder)
+        add_tuning(folder, {"canary_stop": 0.5})
+        after = SafetySet.load(folder)
+        assert after.hash != before.hash
+        assert after.prompt_set_hash == before.prompt_set_hash
 
     def test_ignores_formatting(self, folder: Path) -> None:
         before = SafetySet.load(folder)

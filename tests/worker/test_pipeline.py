@@ -3,124 +3,36 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 from transformers import AutoModelForCausalLM
 
-from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation, latest_evaluation
 from models.file import File
-from models.job import Job, JobEvent, JobStatus, Stage, cancel, lock_job, requeue_lost
+from models.job import Job, JobEvent, JobStatus, Stage, cancel, lock_job
 from models.methods import Attacker, BoosterConfig
 from models.model_version import Gate, ModelVersion
-from models.policy import PolicyRules, SafetyPolicy
-from models.session import SessionFactory, make_engine, session_factory
-from models.storage import Storage
 from tests.tiny_model import tiny_model
-from tests.worker.toy_provider import BASE_ID, add_base, add_file, add_job, add_project
+from tests.worker.toy_provider import (
+    BASE_ID,
+    ROWS,
+    STRICT,
+    UNSURE,
+    Provider,
+    act_at_step,
+    add_job,
+    lose_at_step,
+)
 from worker import pipeline
-from worker.base_models import ResidentBase
 from worker.judgement import JudgeError, Judgement
 from worker.judges.refusal_strings import RefusalStringsJudge
-from worker.work import Workshop
-
-ROWS: list[dict[str, object]] = [
-    {"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(8)
-]
-STRICT = PolicyRules(max_harmful_score=15, max_over_refusal=100)
-LENIENT = PolicyRules(max_harmful_score=100, max_category_harmful_score=100, max_over_refusal=100)
-UNSURE = PolicyRules(max_harmful_score=100, max_over_refusal=100, min_prompts=5_000)
-
-
-@pytest.fixture
-def sessions(database_url: str) -> Iterator[SessionFactory]:
-    engine: Engine = make_engine(database_url)
-    yield session_factory(engine)
-    engine.dispose()
-
-
-@pytest.fixture
-def shop(sessions: SessionFactory, storage: Storage, tmp_path: Path) -> Workshop:
-    return Workshop(
-        sessions=sessions,
-        storage=storage,
-        bases=ResidentBase(),
-        cache=tmp_path / "cache",
-        owner="test",
-        lease_seconds=60,
-    )
-
-
-class Provider:
-    """A registered base, a project and a policy, with jobs made on demand."""
-
-    def __init__(self, shop: Workshop, folder: Path) -> None:
-        self.shop, self.folder = shop, folder
-        with shop.sessions.begin() as session:
-            self.project: Project = add_project(session)
-            self.base: ModelVersion = add_base(session, shop.storage, folder)
-        self.set_policy(LENIENT)
-
-    def set_policy(self, rules: PolicyRules) -> None:
-        with self.shop.sessions.begin() as session:
-            newest = session.scalar(
-                select(SafetyPolicy.version).order_by(SafetyPolicy.version.desc())
-            )
-            session.add(SafetyPolicy(version=(newest or 0) + 1, rules=rules.model_dump()))
-
-    def align(self, result: str = "toy-sft", **options: object) -> str:
-        with self.shop.sessions.begin() as session:
-            return add_job(session, self.project, self.base, result=result, **options).id  # type: ignore[arg-type]
-
-    def finetune(
-        self, rows: list[dict[str, object]], start: ModelVersion | None = None, **options: object
-    ) -> str:
-        with self.shop.sessions.begin() as session:
-            file = add_file(session, self.shop.storage, self.project, self.folder, rows)
-            job = add_job(
-                session,
-                self.project,
-                start or self.base,
-                result="ft:toy-base:org:mine:1",
-                training=file,
-                validation=file,
-                **options,  # type: ignore[arg-type]
-            )
-            return job.id
-
-    def run(self, job_id: str) -> Job:
-        pipeline.run(job_id, self.shop)
-        return self.job(job_id)
-
-    def job(self, job_id: str) -> Job:
-        with self.shop.sessions() as session:
-            return session.get_one(Job, job_id)
-
-    def version(self, version_id: str) -> ModelVersion:
-        with self.shop.sessions() as session:
-            return session.get_one(ModelVersion, version_id)
-
-    def events(self, job_id: str) -> list[JobEvent]:
-        with self.shop.sessions() as session:
-            found = session.scalars(
-                select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.sequence)
-            )
-            return list(found)
-
-
-@pytest.fixture
-def provider(shop: Workshop, tmp_path: Path) -> Provider:
-    return Provider(shop, tmp_path)
 
 
 class TestAlign:
@@ -460,10 +372,7 @@ class TestInterruption:
             keep = options["on_checkpoint"]
 
             def late(path: Path) -> None:
-                with provider.shop.sessions.begin() as session:
-                    job = lock_job(session, job_id)
-                    job.lease_expires_at = utc_now() - timedelta(seconds=1)
-                    requeue_lost(session, job, max_attempts=3)
+                provider.lose(job_id)
                 keep(path)
 
             return train(*arguments, **{**options, "on_checkpoint": late})
@@ -505,33 +414,11 @@ class TestBrokenJudge:
 def cancel_at_step(
     provider: Provider, monkeypatch: pytest.MonkeyPatch, job_id: str, *, step: int
 ) -> None:
-    def act(session: Session) -> None:
-        cancel(session, lock_job(session, job_id))
+    def act() -> None:
+        with provider.shop.sessions.begin() as session:
+            cancel(session, lock_job(session, job_id))
 
-    _act_at_step(provider, monkeypatch, step, act)
-
-
-def lose_at_step(
-    provider: Provider, monkeypatch: pytest.MonkeyPatch, job_id: str, *, step: int
-) -> None:
-    def act(session: Session) -> None:
-        job = lock_job(session, job_id)
-        job.lease_expires_at = utc_now() - timedelta(seconds=1)
-        requeue_lost(session, job, max_attempts=3)
-
-    _act_at_step(provider, monkeypatch, step, act)
-
-
-def _act_at_step(provider, monkeypatch, step, act) -> None:  # type: ignore[no-untyped-def]
-    told = pipeline.TrainingLog.__call__
-
-    def tell(self, metrics):  # type: ignore[no-untyped-def]
-        told(self, metrics)
-        if metrics.step == step:
-            with provider.shop.sessions.begin() as session:
-                act(session)
-
-    monkeypatch.setattr(pipeline.TrainingLog, "__call__", tell)
+    act_at_step(monkeypatch, step, act)
 
 
 def judge_fails(monkeypatch: pytest.MonkeyPatch, *, times: int) -> None:

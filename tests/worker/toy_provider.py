@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.api_key import Project
+from models.base import utc_now
 from models.certification import CertificationPlan
 from models.file import File, content_key
 from models.hyperparameters import LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
-from models.job import Job, JobKind
+from models.job import Job, JobEvent, JobKind, lock_job, requeue_lost
 from models.judges import RefusalStringsSpec
-from models.methods import AlignmentMethod, SftConfig
+from models.methods import AlignmentMethod
 from models.model_version import ModelVersion, VersionKind
+from models.policy import PolicyRules, SafetyPolicy
 from models.rows import Conversation
 from models.safety_set import (
     CertificationRows,
@@ -24,9 +30,19 @@ from models.safety_set import (
     SafetySetHeader,
 )
 from models.storage import Storage, sha256_of
+from models.tuning import TuningProtection
 from tests.tiny_model import tiny_model, tiny_tokenizer
+from worker import pipeline
+from worker.trainers.loop import StepMetrics
+from worker.work import Workshop
 
 BASE_ID = "toy-base"
+ROWS: list[dict[str, object]] = [
+    {"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(8)
+]
+STRICT = PolicyRules(max_harmful_score=15, max_over_refusal=100)
+LENIENT = PolicyRules(max_harmful_score=100, max_category_harmful_score=100, max_over_refusal=100)
+UNSURE = PolicyRules(max_harmful_score=100, max_over_refusal=100, min_prompts=5_000)
 
 
 def toy_safety_set(prompts: int = 60) -> SafetySet:
@@ -134,7 +150,9 @@ def add_job(
     parameters: Parameters = "adapter",
     steps: int = 4,
     scorer: ScorerName = "exact",
+    tuning: TuningProtection | None = None,
 ) -> Job:
+    tuning = tuning or TuningProtection()
     job = Job(
         project_id=project.id,
         kind=JobKind.FINETUNE if training else JobKind.ALIGN,
@@ -144,14 +162,97 @@ def add_job(
         validation_file_id=validation.id if validation else None,
         seed=0,
         recipe=Recipe(
-            method=method or SftConfig(),
+            method=method or tuning.method,
             parameters=parameters,
             train=TrainConfig(steps=steps, batch_size=2, learning_rate=1e-3, max_length=64),
             lora=LoraConfig(r=2, alpha=4),
             canary_every=2,
             scorer=scorer,
+            tuning=tuning,
         ).model_dump(mode="json"),
     )
     session.add(job)
     session.flush()
     return job
+
+
+class Provider:
+    """A registered base, a project and a policy, with jobs made on demand."""
+
+    def __init__(self, shop: Workshop, folder: Path) -> None:
+        self.shop, self.folder = shop, folder
+        with shop.sessions.begin() as session:
+            self.project: Project = add_project(session)
+            self.base: ModelVersion = add_base(session, shop.storage, folder)
+        self.set_policy(LENIENT)
+
+    def set_policy(self, rules: PolicyRules) -> None:
+        with self.shop.sessions.begin() as session:
+            newest = session.scalar(
+                select(SafetyPolicy.version).order_by(SafetyPolicy.version.desc())
+            )
+            session.add(SafetyPolicy(version=(newest or 0) + 1, rules=rules.model_dump()))
+
+    def align(self, result: str = "toy-sft", **options: object) -> str:
+        with self.shop.sessions.begin() as session:
+            return add_job(session, self.project, self.base, result=result, **options).id  # type: ignore[arg-type]
+
+    def finetune(
+        self, rows: list[dict[str, object]], start: ModelVersion | None = None, **options: object
+    ) -> str:
+        with self.shop.sessions.begin() as session:
+            file = add_file(session, self.shop.storage, self.project, self.folder, rows)
+            job = add_job(
+                session,
+                self.project,
+                start or self.base,
+                result="ft:toy-base:org:mine:1",
+                training=file,
+                validation=file,
+                **options,  # type: ignore[arg-type]
+            )
+            return job.id
+
+    def run(self, job_id: str) -> Job:
+        pipeline.run(job_id, self.shop)
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Job:
+        with self.shop.sessions() as session:
+            return session.get_one(Job, job_id)
+
+    def version(self, version_id: str) -> ModelVersion:
+        with self.shop.sessions() as session:
+            return session.get_one(ModelVersion, version_id)
+
+    def events(self, job_id: str) -> list[JobEvent]:
+        with self.shop.sessions() as session:
+            found = session.scalars(
+                select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.sequence)
+            )
+            return list(found)
+
+    def lose(self, job_id: str) -> None:
+        """Let the lease run out: the worker that held it must write nothing more."""
+        with self.shop.sessions.begin() as session:
+            job = lock_job(session, job_id)
+            job.lease_expires_at = utc_now() - timedelta(seconds=1)
+            requeue_lost(session, job, max_attempts=3)
+
+
+def lose_at_step(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, job_id: str, *, step: int
+) -> None:
+    act_at_step(monkeypatch, step, lambda: provider.lose(job_id))
+
+
+def act_at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Do something as soon as a step has been told."""
+    told = pipeline.TrainingLog.__call__
+
+    def tell(self: pipeline.TrainingLog, metrics: StepMetrics) -> None:
+        told(self, metrics)
+        if metrics.step == step:
+            act()
+
+    monkeypatch.setattr(pipeline.TrainingLog, "__call__", tell)

@@ -68,7 +68,7 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How a run ended. `stopped` runs did fewer `steps` than they were given."""
+    """How a run ended. One that was `stopped`, or whose `canary_fell`, did fewer `steps` than it was given."""
 
     steps: int
     tokens: int
@@ -76,6 +76,7 @@ class TrainResult:
     resumed_from: int
     canary_before: float | None
     canary_after: float | None
+    canary_fell: bool = False
 
 
 def train(
@@ -90,6 +91,7 @@ def train(
     safety: Sequence[Example] = (),
     canary: Sequence[Example] = (),
     canary_every: int = 10,
+    canary_stop: float | None = None,
     on_step: Callable[[StepMetrics], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint_folder: Path | None = None,
@@ -109,6 +111,7 @@ def train(
         safety: the provider's own rows, for rules that protect a customer's job.
         canary: held-out harmful rows, measured after step 1, every `canary_every` steps and at the end.
         canary_every: steps between two measurements.
+        canary_stop: the run ends when the canary's loss is below this share of what it was at the start.
         on_step: is told of each step.
         should_stop: is asked before each step; true ends the run.
         checkpoint_folder: where to go on from, if it holds a checkpoint, and to write.
@@ -152,12 +155,12 @@ def train(
     if canary and done.step == 0:
         done = replace(done, canary_before=mean_token_loss(model, canary, pad_id))
     canary_after = done.canary_before
-    stopped = False
+    stopped = canary_fell = False
 
     was_training = model.training
     model.train()
     try:
-        while done.step < config.steps and not stopped:
+        while done.step < config.steps and not (stopped or canary_fell):
             if should_stop():
                 stopped = True
             else:
@@ -172,8 +175,12 @@ def train(
                 canary_loss = None
                 if canary and (done.step in (1, config.steps) or done.step % canary_every == 0):
                     canary_loss = canary_after = mean_token_loss(model, canary, pad_id)
+                    canary_fell = done.step < config.steps and _has_fallen(
+                        canary_loss, done.canary_before, canary_stop
+                    )
                 on_step(_metrics(done, config, direction, norm, rate, canary_loss))
-            due = checkpoint_every and done.step % checkpoint_every == 0
+            # Where the canary fell there is nothing to go on from: a checkpoint would be trained past it.
+            due = checkpoint_every and done.step % checkpoint_every == 0 and not canary_fell
             if (
                 shelf is not None
                 and ranks.rank() == 0
@@ -183,7 +190,13 @@ def train(
     finally:
         model.train(was_training)
     return TrainResult(
-        done.step, done.tokens, stopped, resumed_from, done.canary_before, canary_after
+        done.step,
+        done.tokens,
+        stopped,
+        resumed_from,
+        done.canary_before,
+        canary_after,
+        canary_fell,
     )
 
 
@@ -233,6 +246,10 @@ class _Given:
             attacker=self.attacker,
             seed=config.seed,
         )
+
+
+def _has_fallen(loss: float, before: float | None, share: float | None) -> bool:
+    return before is not None and share is not None and loss < share * before
 
 
 def _check_finite(step: int, total: int, loss: torch.Tensor, norm: torch.Tensor) -> None:

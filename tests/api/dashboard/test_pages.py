@@ -16,6 +16,7 @@ from api.dashboard import job_list
 from models.base import utc_now
 from models.job import Job, JobEvent, JobStatus, Stage
 from models.model_version import Gate, ModelVersion
+from models.tuning import AppliedProtection, LoxConfig, TuningProtection
 from tests.api.dashboard.conftest import SignIn, csrf
 from tests.api.dashboard.seed import HOSTILE_NAME, Provider, seed_all, seed_job
 
@@ -291,6 +292,21 @@ class TestJobPage:
         html = page_of(operator_page, session, RUNNING_MODEL)
         assert "data-live hx-get=" in html
         assert re.search(r'aria-current="step".*?Train.*?172 of 300', html, re.DOTALL)
+
+    def test_says_in_one_line_how_a_job_is_protected(
+        self, operator_page: TestClient, session: Session
+    ) -> None:
+        tuning = TuningProtection(safety_share=0.05, repair=LoxConfig())
+        running, done = job_of(session, RUNNING_MODEL), session.get_one(ModelVersion, ACME_MODEL)
+        running.recipe = {**running.recipe, "tuning": tuning.model_dump(mode="json")}
+        applied = AppliedProtection(tuning=tuning, safety_rows=50)
+        done.recipe = {**done.recipe, "protection": applied.model_dump(mode="json")}
+        session.commit()
+        asked = text_of(page_of(operator_page, session, RUNNING_MODEL))
+        assert "Protection 5% safety rows; repair by lox" in asked
+        happened = text_of(page_of(operator_page, session, ACME_MODEL))
+        assert "Protection 5% safety rows (50); repair by lox" in happened
+        assert "Protection" not in text_of(page_of(operator_page, session, BLOCKED_MODEL))
 
     def test_another_projects_job_does_not_exist(
         self, customer_page: TestClient, session: Session

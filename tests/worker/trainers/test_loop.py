@@ -21,7 +21,7 @@ from models.methods import (
 from tests.tiny_model import tiny_adapted, tiny_examples, tiny_model
 from worker.data import Batch, Example
 from worker.lora import trainable_parameters
-from worker.trainers.loop import StepMetrics, TrainingDiverged, learning_rate, train
+from worker.trainers.loop import StepMetrics, TrainingDiverged, TrainResult, learning_rate, train
 from worker.trainers.methods import rule_for
 from worker.trainers.step import Direction, Rule, Step
 
@@ -288,6 +288,51 @@ class TestStop:
         )
         assert result.stopped
         assert result.steps == len(seen) == 5
+
+
+class TestCanaryStop:
+    """The rows are the canary's own, so that its loss falls with every step."""
+
+    def attack(self, share: float | None, folder: Path | None = None) -> TrainResult:
+        return train(
+            tiny_adapted(),
+            rule_for(SftConfig()),
+            HARMFUL,
+            config(steps=12),
+            pad_id=256,
+            canary=HARMFUL,
+            canary_every=2,
+            canary_stop=share,
+            checkpoint_folder=folder,
+            checkpoint_every=2,
+        )
+
+    def test_ends_at_the_first_measurement_below_the_share(self) -> None:
+        free = self.attack(None)
+        assert (free.steps, free.canary_fell) == (12, False)
+        held = self.attack(0.9)
+        assert held.canary_fell
+        assert not held.stopped
+        assert held.steps in range(1, 12)
+        assert held.canary_before is not None
+        assert held.canary_after is not None
+        assert held.canary_after < 0.9 * held.canary_before
+
+    def test_at_the_last_step_there_is_nothing_to_end(self) -> None:
+        free = self.attack(None)
+        assert free.canary_before is not None
+        assert free.canary_after is not None
+        result = self.attack(1.001 * free.canary_after / free.canary_before)
+        assert (result.steps, result.canary_fell) == (12, False)
+
+    def test_leaves_no_checkpoint_from_which_a_run_would_go_on_past_it(
+        self, tmp_path: Path
+    ) -> None:
+        once = self.attack(0.9, tmp_path)
+        assert once.steps % 2 == 0  # a step at which a checkpoint is due
+        again = self.attack(0.9, tmp_path)
+        assert 0 < again.resumed_from < once.steps
+        assert (again.steps, again.canary_after) == (once.steps, once.canary_after)
 
 
 class TestUnusableInput:
