@@ -16,8 +16,8 @@ PlanName = Literal["quick", "standard", "full"]
 SERVICE_RATE = 1e-4
 FRESH_RATE = 2e-4
 # One epoch of a customer's 800 rows in batches of 10, as the service's defaults have it, is 80 steps.
-ONE_EPOCH = (20, 40, 80)
-TWO_EPOCHS = (20, 40, 60, 80, 120, 160)
+ONE_EPOCH = (10, 20, 40, 80)
+TWO_EPOCHS = (10, 20, 40, 60, 80, 120, 160)
 FOUR_EPOCHS = (10, 20, 40, 60, 80, 120, 160, 240, 320)
 
 #: (family, share of attack rows, rows): half of the rows at a share of one half, for harmful rows are scarce.

@@ -15,7 +15,7 @@ from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation
-from models.job import Job, JobNotFound, JobStatus, Stage
+from models.job import Job, JobKind, JobNotFound, JobStatus, Stage
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, current_policy
 from models.rate import Rate
@@ -47,7 +47,9 @@ class JobLine:
 
     @property
     def method(self) -> str:
-        """The method that trains, as stored in the recipe."""
+        """The method that trains, as stored in the recipe; of a certification the plan."""
+        if self.job.kind == JobKind.CERTIFY:
+            return str(self.job.recipe.get("name", ""))
         return str(self.job.recipe.get("method", {}).get("name", ""))
 
     @property

@@ -118,8 +118,10 @@ def _thinned(xs: list[float]) -> list[float]:
 
 
 def _round_up(highest: float) -> float:
-    """Give the next of 1, 2, 4, 6, 8, 10 times a power of ten, for ticks that read well."""
+    """Give the next number whose quarters read well."""
     if highest <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(highest))
-    return power * next(step for step in (1, 2, 4, 6, 8, 10) if step * power >= highest)
+    return power * next(
+        step for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * power >= highest
+    )

@@ -37,7 +37,10 @@ def draw_picture(certificate: Certificate, path: Path) -> None:
         # A name with dollars in it is a name, not mathematics.
         parse_math=False,
     )
-    canvas.tight_layout(rect=(0, 0, 1, 0.97))
+    # One legend for the figures that show the same customers; the one over rates has its own.
+    handles, labels = axes[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)
+    canvas.tight_layout(rect=(0, 0.07, 1, 0.98))
     canvas.savefig(path, dpi=110, metadata={"Software": "titer"})
 
 
@@ -74,4 +77,5 @@ def _draw(axis: Axes, figure: Figure) -> None:
     axis.set_title(figure.title, fontsize=10)
     axis.set_xlabel(figure.x_label, fontsize=9)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=7, loc="best")
+    if figure.is_logarithmic:
+        axis.legend(fontsize=8, loc="best")

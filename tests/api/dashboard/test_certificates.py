@@ -106,4 +106,6 @@ class TestJobPage:
         html = client.get(f"/dashboard/jobs/{job_id}").text
         assert f'href="/dashboard/models/{aligned.id}/certificate"' in html
         assert "pure 100%, 200 rows" in html
-        assert ">certify<" in client.get("/dashboard/jobs").text
+        jobs = client.get("/dashboard/jobs").text
+        assert ">certify<" in jobs
+        assert ">mine<" in jobs

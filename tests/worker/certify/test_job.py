@@ -16,6 +16,7 @@ from models.api_key import Project
 from models.base import utc_now
 from models.certificate import Certificate, CertificationRun
 from models.certification import CertificationPlan, SimulatedCustomer
+from models.evaluation import latest_evaluation
 from models.job import Job, JobEvent, JobStatus, cancel, lock_job, requeue_lost
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, SafetyPolicy
@@ -28,6 +29,7 @@ from tests.worker.toy_provider import (
     BASE_ID,
     add_base,
     add_certification,
+    add_file,
     add_job,
     add_project,
     toy_certification_rows,
@@ -36,6 +38,8 @@ from tests.worker.toy_provider import (
 from worker import pipeline
 from worker.base_models import ResidentBase
 from worker.certify import job as certification
+from worker.certify.assignment import read_assignment
+from worker.certify.attack import training_rows
 from worker.judge import RefusalStringsJudge
 from worker.judgement import JudgeError
 from worker.trainers.loop import TrainingDiverged
@@ -248,6 +252,34 @@ class TestCertificate:
         assert not made.model.is_adapter
         assert {run.customer.start for run in made.runs} == {"fresh"}
         assert len(made.runs) == 9
+
+
+class TestFaithfulness:
+    def test_a_customer_who_continues_is_the_services_own_job(
+        self, provider: Provider, tmp_path: Path
+    ) -> None:
+        version = provider.align()
+        # The rate, the batch and the length of rows that the toy's jobs have.
+        who = customer("mix", 0.5, learning_rate=1e-3, marks=(4,))
+        plan = SMALL.model_copy(update={"customers": (who,), "max_length": 64})
+        job_id = provider.ask(version, plan)
+        provider.run(job_id)
+        simulated = provider.certificate(job_id).runs[0].points[-1]
+
+        task = read_assignment(job_id, provider.shop)
+        rows = training_rows(who, task.rows, task.asked, 0).rows
+        with provider.shop.sessions.begin() as session:
+            storage = provider.shop.storage
+            written = [row.to_dict() for row in rows]
+            file = add_file(session, storage, provider.project, tmp_path, written)
+            real = add_job(session, provider.project, version, result="ft:toy::1", training=file)
+        assert provider.run(real.id).status == JobStatus.SUCCEEDED
+        with provider.shop.sessions() as session:
+            evaluation = latest_evaluation(session, real.result_model_id)
+        assert evaluation is not None
+        canary = evaluation.parsed().canary_loss
+        assert canary is not None
+        assert round(canary, 4) == simulated.canary_loss
 
 
 class TestRefusal:
