@@ -70,7 +70,7 @@ def compressed(matrix: LowRank, limit: int) -> tuple[LowRank, float]:
 
 
 def leading(matrix: LowRank, rank: int) -> LowRank:
-    """Give the part of a matrix along its `rank` largest directions; `left` is orthogonal, not of length 1."""
+    """Give the part of a matrix along its `rank` largest directions; none that it has not."""
     left, values, right = _decomposed(matrix)
     kept = min(rank, _rank(values))
     return LowRank(left[:, :kept] * values[:kept], right[:kept])
