@@ -59,13 +59,16 @@ class Task:
 
 
 class Results:
-    """Cells on disk, one JSON object a line, appended as they come."""
+    """Cells on disk, one JSON object a line, appended as they come.
+
+    A cell that another study of the same folder has run is not run again: all its files are read, one is written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells: dict[str, Cell] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
+        for file in sorted(path.parent.glob("*.jsonl")):
+            for line in file.read_text().splitlines():
                 cell = json.loads(line)
                 self.cells[cell["key"]] = cell
 

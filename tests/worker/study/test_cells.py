@@ -196,6 +196,8 @@ class TestGrid:
         results.add({"key": "a", "arm": "SFT"})
         results.add({"key": "b", "arm": "SFT"})
         assert set(Results(results.path).cells) == {"a", "b"}
+        another = Results(tmp_path / "some" / "another-study.jsonl")
+        assert set(another.cells) == {"a", "b"}, "a cell belongs to every study that asks for it"
 
 
 class TestPasses:
