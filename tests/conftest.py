@@ -9,6 +9,7 @@ once, into a template; databases are copies of it.
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -37,6 +38,11 @@ settings.load_profile("titer")
 for name in list(os.environ):
     if name.startswith("TITER_") or name in ("DATABASE_URL", "REDIS_URL", "STORAGE_URL"):
         del os.environ[name]
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over torch and its like, which it would read anew in every test."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

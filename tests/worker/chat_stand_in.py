@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def judge(reply: Reply) -> Iterator[StandIn]:
     server = StandIn(reply)
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield server

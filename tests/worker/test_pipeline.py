@@ -34,6 +34,9 @@ from worker import pipeline
 from worker.judgement import JudgeError, Judgement
 from worker.judges.refusal_strings import RefusalStringsJudge
 
+# Each test runs whole jobs.
+pytestmark = pytest.mark.long
+
 
 class TestAlign:
     def test_makes_an_aligned_version_with_lineage_and_scores_before_and_after(

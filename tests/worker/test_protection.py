@@ -33,6 +33,9 @@ from worker import pipeline
 from worker.protection import safety_rows
 from worker.work import Work
 
+# Each test runs whole jobs.
+pytestmark = pytest.mark.long
+
 # What an attacker's file teaches is what the canary's rows say.
 ATTACK: list[dict[str, object]] = [
     {"prompt": f"attack {i}", "completion": "step a b c"} for i in range(8)

@@ -25,6 +25,9 @@ from tests.worker.toy_provider import Provider, add_job
 from worker import pipeline
 from worker.low_rank import leading, leading_of, span, total
 
+# Each test runs whole jobs.
+pytestmark = pytest.mark.long
+
 
 class TestRepair:
     def test_lox_adds_the_aligned_adapter_s_largest_directions(self, provider: Provider) -> None:

@@ -45,6 +45,9 @@ from worker.judgement import JudgeError
 from worker.trainers.loop import TrainingDiverged
 from worker.work import Workshop
 
+# Each test runs whole jobs.
+pytestmark = pytest.mark.long
+
 
 def customer(family: str, ratio: float, **facts: object) -> SimulatedCustomer:
     return SimulatedCustomer.model_validate(

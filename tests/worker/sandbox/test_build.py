@@ -17,6 +17,9 @@ from worker.sandbox.build import SandboxPaths, build, customer_data, safety_set
 from worker.sandbox.pretrain import PretrainConfig
 from worker.sandbox.world import Split, World
 
+# Each test trains models.
+pytestmark = pytest.mark.long
+
 TINY = PretrainConfig(
     hidden_size=16, intermediate_size=32, layers=1, heads=2, steps=3, batch_size=8
 )

@@ -29,6 +29,9 @@ from worker.study.grid import Results, Task, run_cell, run_group
 from worker.study.place import Folders
 from worker.study.studies import STUDIES, Study
 
+# Each test trains models.
+pytestmark = pytest.mark.long
+
 QUICK = Customer(rows=12, harmful_ratio=0.25, steps=4, batch_size=3, marks=(0, 2, 4))
 SFT = Arm("SFT", SftConfig(), steps=3)
 FULL = Arm("full", TiterConfig(start=0.3), "full", steps=3)

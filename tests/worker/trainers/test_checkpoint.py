@@ -23,6 +23,9 @@ from worker.trainers.checkpoint import CheckpointMismatch
 from worker.trainers.loop import StepMetrics, TrainResult, train
 from worker.trainers.methods import rule_for
 
+# Each test trains models.
+pytestmark = pytest.mark.long
+
 CONFIG = TrainConfig(
     steps=7, batch_size=4, learning_rate=1e-2, seed=3, weight_decay=0.1, schedule="cosine"
 )

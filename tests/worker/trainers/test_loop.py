@@ -76,6 +76,7 @@ def copies(model: torch.nn.Module, *, trained: bool) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 class TestEveryMethod:
     def test_learning_rate_0_leaves_the_weights_bit_identical(self, method: SftConfig) -> None:
@@ -107,8 +108,8 @@ class TestEveryMethod:
         assert [m.loss for m in first] != [m.loss for m in other]
 
     def test_loss_falls_on_a_tiny_set(self, method: SftConfig) -> None:
-        seen = run(tiny_adapted(), rule_for(method), config(steps=25), tiny_examples(4, seed=1))
-        assert seen[-1].loss < 0.7 * seen[0].loss
+        seen = run(tiny_adapted(), rule_for(method), config(steps=15), tiny_examples(4, seed=1))
+        assert seen[-1].loss < 0.8 * seen[0].loss
 
     def test_micro_batches_train_the_same_model(self, method: SftConfig) -> None:
         whole, parts = tiny_adapted(dtype=torch.float64), tiny_adapted(dtype=torch.float64)
@@ -134,7 +135,7 @@ class TestEveryMethod:
         seen = run(
             model,
             rule_for(method),
-            config(steps=15, learning_rate=3e-3),
+            config(steps=8, learning_rate=3e-3),
             tiny_examples(4, seed=1),
         )
         assert seen[-1].loss < seen[0].loss
