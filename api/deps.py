@@ -17,7 +17,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from api.queue import Doorbell, ring
-from models.api_key import ApiKey, Project, Scope, find_key
+from models.api_key import STAFF, ApiKey, Project, Scope, find_key
 from models.errors import Forbidden, Unauthorized
 from models.session import SessionFactory
 from models.settings import Settings
@@ -43,18 +43,29 @@ class Caller:
 
     @property
     def scopes(self) -> frozenset[Scope]:
-        """What the key may do."""
-        return frozenset(Scope(scope) for scope in self.key.scopes)
+        """What the key may do; an operator may do all that staff may."""
+        scopes = frozenset(Scope(scope) for scope in self.key.scopes)
+        return scopes | STAFF if Scope.OPERATOR in scopes else scopes
 
     @property
-    def is_operator(self) -> bool:
-        """Whether the caller runs the service."""
-        return Scope.OPERATOR in self.scopes
+    def is_staff(self) -> bool:
+        """Whether the caller works for whoever runs the service."""
+        return bool(STAFF & self.scopes)
+
+    @property
+    def is_reviewer(self) -> bool:
+        """Whether the caller may decide on held models."""
+        return Scope.REVIEWER in self.scopes
+
+    @property
+    def is_provider(self) -> bool:
+        """Whether the caller may change bases and what was aligned on them."""
+        return Scope.PROVIDER in self.scopes
 
     @property
     def visible_project_id(self) -> str | None:
         """The one project whose jobs and models the caller may see; None: every project's."""
-        return None if self.is_operator else self.project.id
+        return None if self.is_staff else self.project.id
 
 
 def enqueue(session: Session, job_id: str) -> None:
@@ -117,10 +128,11 @@ def get_caller(
     return caller
 
 
-def _needs(scope: Scope) -> Callable[[Caller], Caller]:
+def _needs(*any_of: Scope) -> Callable[[Caller], Caller]:
     def check(caller: CallerDep) -> Caller:
-        if scope not in caller.scopes:
-            raise Forbidden(f"This API key does not have the scope {scope.value!r}.")
+        if caller.scopes.isdisjoint(any_of):
+            wanted = " or ".join(sorted(repr(scope.value) for scope in any_of))
+            raise Forbidden(f"This API key does not have the scope {wanted}.")
         return caller
 
     return check
@@ -143,5 +155,11 @@ CallerDep = Annotated[Caller, Depends(get_caller)]
 CustomerDep = Annotated[Caller, Depends(_needs(Scope.CUSTOMER))]
 require_operator = _needs(Scope.OPERATOR)
 OperatorDep = Annotated[Caller, Depends(require_operator)]
+require_provider = _needs(Scope.PROVIDER)
+ProviderDep = Annotated[Caller, Depends(require_provider)]
+require_reviewer = _needs(Scope.REVIEWER)
+ReviewerDep = Annotated[Caller, Depends(require_reviewer)]
+require_staff = _needs(*STAFF)
+StaffDep = Annotated[Caller, Depends(require_staff)]
 StorageDep = Annotated[Storage, Depends(get_storage)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]

@@ -23,8 +23,16 @@ class Scope(StrEnum):
 
     #: Files, jobs and tuned models of the key's own project.
     CUSTOMER = "customer"
-    #: Register bases, align them, see every project's jobs, and decide on held models.
+    #: See every project's jobs, and decide on held models.
+    REVIEWER = "reviewer"
+    #: Register bases, align, certify and evaluate them.
+    PROVIDER = "provider"
+    #: Run the service: tenants, keys, quotas and policies, and all that reviewers and providers may.
     OPERATOR = "operator"
+
+
+#: Who sees every project's files, jobs and models.
+STAFF = frozenset({Scope.REVIEWER, Scope.PROVIDER, Scope.OPERATOR})
 
 
 class Project(Base):

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 
 from api.alignment.schemas import CreateAlignment
 from api.alignment.service import create_alignment
-from api.deps import OperatorDep, SessionDep, require_operator
+from api.deps import ProviderDep, SessionDep, require_provider
 from api.jobs import service
 from api.jobs.replay import ReplayDep
 from api.jobs.schemas import EventObject, JobObject
@@ -15,7 +15,7 @@ from api.schemas import After, Listing, PageLimit
 from models.job import JobKind
 
 router = APIRouter(
-    prefix="/v1/alignment/jobs", tags=["alignment"], dependencies=[Depends(require_operator)]
+    prefix="/v1/alignment/jobs", tags=["alignment"], dependencies=[Depends(require_provider)]
 )
 
 KIND = JobKind.ALIGN
@@ -23,7 +23,7 @@ KIND = JobKind.ALIGN
 
 @router.post("")
 def create(
-    body: CreateAlignment, caller: OperatorDep, session: SessionDep, replay: ReplayDep
+    body: CreateAlignment, caller: ProviderDep, session: SessionDep, replay: ReplayDep
 ) -> JobObject:
     """Start an alignment job on a registered base."""
     return show_job(session, create_alignment(session, caller.project, body, replay))

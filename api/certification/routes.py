@@ -10,7 +10,7 @@ from starlette.responses import Response
 from api.certification.report import read_report
 from api.certification.schemas import CreateCertification, PlanObject
 from api.certification.service import create_certification, find_certificate
-from api.deps import OperatorDep, SessionDep, StorageDep, require_operator
+from api.deps import ProviderDep, SessionDep, StorageDep, require_provider
 from api.jobs import service
 from api.jobs.replay import ReplayDep
 from api.jobs.schemas import EventObject, JobObject
@@ -20,10 +20,10 @@ from models.certification_plans import PLANS
 from models.job import JobKind
 
 router = APIRouter(
-    prefix="/v1/certification", tags=["certification"], dependencies=[Depends(require_operator)]
+    prefix="/v1/certification", tags=["certification"], dependencies=[Depends(require_provider)]
 )
 # Apart, because a model's name may hold slashes: this one must be asked before `/v1/models/{model:path}`.
-certificates = APIRouter(tags=["certification"], dependencies=[Depends(require_operator)])
+certificates = APIRouter(tags=["certification"], dependencies=[Depends(require_provider)])
 
 KIND = JobKind.CERTIFY
 
@@ -37,7 +37,7 @@ def list_plans() -> Listing[PlanObject]:
 @router.post("/jobs")
 def create(
     body: CreateCertification,
-    caller: OperatorDep,
+    caller: ProviderDep,
     session: SessionDep,
     storage: StorageDep,
     replay: ReplayDep,

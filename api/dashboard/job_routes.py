@@ -94,8 +94,8 @@ def review_job(
     reason: Annotated[str, Form(min_length=1, max_length=1000)],
 ) -> Response:
     """Release or block the held model of a job, with the reason."""
-    if not viewer.is_operator:
-        raise Forbidden("Only an operator decides on a held model.")
+    if not viewer.is_reviewer:
+        raise Forbidden("Only a reviewer decides on a held model.")
     job = find_job(session, None, job_id)
     review = Review(decision=decision, reason=reason)
     registry_service.review_version(session, job.result_model_id, review, key=viewer.key)

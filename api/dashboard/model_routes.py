@@ -58,7 +58,7 @@ def show_certificate(
     model: str, session: SessionDep, storage: StorageDep, viewer: ViewerDep
 ) -> Response:
     """Show a model's newest certificate, as it was stored."""
-    if not viewer.is_operator:
+    if not viewer.is_staff:
         raise Forbidden("Certificates are for operators.")
     return read_report(storage, find_certificate(session, model), "html")
 

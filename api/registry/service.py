@@ -109,7 +109,7 @@ def get_model(session: Session, model_id: str, *, project_id: str | None) -> Mod
 
 
 def show_models(
-    session: Session, versions: Sequence[ModelVersion], *, is_operator: bool
+    session: Session, versions: Sequence[ModelVersion], *, is_staff: bool
 ) -> list[ModelObject]:
     """Show versions, with as many queries for a list as for one."""
     safety = verdicts(session, versions)
@@ -134,18 +134,18 @@ def show_models(
             parent=version.parent_id,
             root=version.root_id,
             method=version.method,
-            job=version.job_id if is_operator or version.project_id is not None else None,
+            job=version.job_id if is_staff or version.project_id is not None else None,
             recipe=version.recipe,
             data_hashes=version.data_hashes,
             safety=safety.get(version.id),
-            source=version.source if is_operator else None,
+            source=version.source if is_staff else None,
         )
         for version in versions
     ]
 
 
 def delete_model(
-    session: Session, model_id: str, *, project_id: str, is_operator: bool
+    session: Session, model_id: str, *, project_id: str, is_provider: bool
 ) -> ModelVersion:
     """Forget a model that nothing rests on. Its weights go after the commit.
 
@@ -154,12 +154,12 @@ def delete_model(
         NotYourModel: it is the provider's, and the caller no operator.
         ModelInUse: other models were made from it, or a job that has not ended uses or makes it.
     """
-    version = get_model(session, model_id, project_id=None if is_operator else project_id)
-    if not is_operator and version.project_id != project_id:
+    version = get_model(session, model_id, project_id=None if is_provider else project_id)
+    if not is_provider and version.project_id != project_id:
         raise NotYourModel
     # Waits for jobs that are just being made on this model, and makes later ones not find it.
     session.refresh(version, with_for_update=True)
-    version = get_model(session, model_id, project_id=None if is_operator else project_id)
+    version = get_model(session, model_id, project_id=None if is_provider else project_id)
     child = session.scalar(
         select(ModelVersion.id)
         .where(ModelVersion.parent_id == version.id, ModelVersion.deleted_at.is_(None))
