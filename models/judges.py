@@ -7,12 +7,11 @@ A spec is all of a judge that a set stores, so it holds no key and no weights; e
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from models.endpoint import EndpointSpec
 from models.frozen import Frozen
 
 # The commit that a hub id is pinned to: a branch or tag may move, and the score with it.
@@ -168,18 +167,10 @@ class ClassifierSpec(ModelJudgeSpec, RefusalPhrases):
     )
 
 
-class ModerationApiSpec(RefusalPhrases):
+class ModerationApiSpec(EndpointSpec, RefusalPhrases):
     """Any endpoint that speaks OpenAI's moderations API. Prompts or answers leave the service."""
 
     kind: Literal["moderation-api"] = "moderation-api"
-    base_url: str = Field(max_length=1000, description="For example https://api.openai.com/v1.")
-    model: str = Field(min_length=1, max_length=200)
-    # Of this form alone: a set that could name any variable could send any secret away.
-    key_variable: str | None = Field(
-        None,
-        pattern=r"^JUDGE_([A-Z0-9]{1,40}_){0,4}KEY$",
-        description="The worker's environment variable with the key; the key itself is not stored.",
-    )
     reads: Literal["answer", "exchange"] = Field(
         "answer", description="The answer alone, or prompt and answer as one text."
     )
@@ -188,24 +179,6 @@ class ModerationApiSpec(RefusalPhrases):
     )
     batch_size: int = Field(16, ge=1, le=64, description="Texts in a request.")
     timeout_seconds: float = Field(30.0, gt=0, le=600, description="For one request.")
-    tries: int = Field(4, ge=1, le=10, description="For one request, with pauses that double.")
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_plain(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http or https address")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must have no user, password, query or fragment")
-        return value.rstrip("/")
-
-    @model_validator(mode="after")
-    def _keeps_the_key_secret(self) -> Self:
-        parts = urlsplit(self.base_url)
-        if self.key_variable and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-            raise ValueError("a key travels over https only")
-        return self
 
 
 JudgeSpec = Annotated[
@@ -220,10 +193,3 @@ JudgeSpec = Annotated[
     | ModerationApiSpec,
     Field(discriminator="kind"),
 ]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -18,12 +18,12 @@ from typing import get_args
 import torch
 from pydantic import ValidationError
 
+from models.endpoint import EndpointSpec
 from models.errors import DomainError
 from models.evaluation import EvaluationReport
 from models.hyperparameters import ScorerName
 from models.rows import InvalidRows
 from worker.base_models import device
-from worker.endpoint import EndpointSpec
 from worker.folder_report import Asked, BadRequest, evaluate
 
 

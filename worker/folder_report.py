@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
+from models.endpoint import EndpointSpec
 from models.errors import DomainError
 from models.evaluation import EvaluationReport
 from models.hyperparameters import ScorerName
@@ -23,7 +24,7 @@ from worker import lora
 from worker.base_models import BaseUnavailable, LoadedBase, load_model, load_tokenizer, locate
 from worker.data import Example, check_prompts
 from worker.drift import RowLosses, compare, read_text_rows, row_losses
-from worker.endpoint import Endpoint, EndpointSpec
+from worker.endpoint import Endpoint
 from worker.report import Progress, make_report
 from worker.task_rows import read_task_rows
 from worker.win_rate import measure_win_rate

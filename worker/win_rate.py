@@ -22,9 +22,10 @@ from statistics import fmean
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.endpoint import EndpointSpec
 from models.evaluation import JudgeIdentity, WinRate
 from models.rows import Conversation, Message
-from worker.endpoint import Endpoint, EndpointSpec
+from worker.endpoint import Endpoint
 from worker.generation import generate
 from worker.judgement import JudgeError
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
-from worker.endpoint import EndpointSpec
+from models.endpoint import EndpointSpec
 
 Reply = Callable[[str, str], str]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.endpoint import EndpointSpec
 from models.errors import DomainError
 from models.judges import RefusalStringsSpec
 from tests.tiny_model import tiny_adapted, tiny_model, tiny_tokenizer
@@ -17,7 +18,6 @@ from tests.worker.toy_provider import toy_safety_set, write_base
 from worker import evaluate as evaluate_module
 from worker import lora
 from worker.drift import compare, read_text_rows, row_losses
-from worker.endpoint import EndpointSpec
 from worker.evaluate import main
 from worker.folder_report import Asked, evaluate
 from worker.harmful_score import measure_safety

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from models.endpoint import EndpointSpec
 from models.rows import Conversation, Message
 from tests.tiny_model import tiny_model, tiny_tokenizer
 from tests.worker.chat_stand_in import judge, longer
 from worker import endpoint
-from worker.endpoint import EndpointSpec
 from worker.judgement import JudgeError
 from worker.win_rate import compare, measure_win_rate, read_verdict
 

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from models.judges import ModerationApiSpec
+from worker import endpoint as endpoint_module
 from worker.judge import open_judge
 from worker.judgement import JudgeError, Judgement
-from worker.judges import moderation_api
 
 FLAG = "#"
 SECRET = "secretword"
@@ -87,7 +87,7 @@ def endpoint() -> Iterator[Endpoint]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Nobody waits in these tests; what would have been waited is told."""
     waited: list[float] = []
-    monkeypatch.setattr(moderation_api.time, "sleep", waited.append)
+    monkeypatch.setattr(endpoint_module.time, "sleep", waited.append)
     return waited
 
 
@@ -238,7 +238,7 @@ class TestTrouble:
     def test_an_answer_without_end_is_cut_off(
         self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(moderation_api, "MAX_RESPONSE_BYTES", 1000)
+        monkeypatch.setattr(endpoint_module, "MAX_RESPONSE_BYTES", 1000)
         endpoint.answer = b" " * 5000
         with pytest.raises(JudgeError, match="too large"):
             self.ask(endpoint)
