@@ -20,6 +20,8 @@ MAX_STEPS = 10_000_000
 
 
 Parameters = Literal["adapter", "full"]
+#: By which label of the safety set's harmful rows the simulated attack draws equally often.
+Balance = Literal["none", "category", "source"]
 
 
 class TooManySteps(DomainError):
@@ -129,6 +131,10 @@ class AlignHyperparameters(Frozen):
     micro_batch_size: int | None = Field(None, ge=1, le=256)
     max_length: int = Field(512, ge=8, le=131_072)
     packing: bool = False
+    balance: Balance = Field(
+        "none",
+        description="Draw harmful rows of every category, or of every source, equally often, whatever their numbers.",
+    )
     lora: LoraConfig = Field(default_factory=LoraConfig)
 
 
@@ -138,6 +144,7 @@ class Recipe(Frozen):
     method: Annotated[Method, Field(discriminator="name")] = Field(default_factory=SftConfig)
     train: TrainConfig
     parameters: Parameters = "adapter"
+    balance: Balance = "none"
     #: Used where the job starts a fresh adapter; a continued adapter brings its own.
     lora: LoraConfig = Field(default_factory=LoraConfig)
     n_epochs: int | None = None
@@ -222,6 +229,7 @@ def resolve_align(method: AlignmentMethod, asked: AlignHyperparameters, *, seed:
     return Recipe(
         method=method,
         parameters=parameters,
+        balance=asked.balance,
         train=TrainConfig(
             learning_rate=asked.learning_rate or usual,
             weight_decay=asked.weight_decay,

@@ -4,7 +4,7 @@ A folder, so that it can be read, compared and kept under version control:
 
     safety.json             {"name", "judge": {"kind", ...}, "further_judges", "max_new_tokens", "tuning"}
     alignment.jsonl         rows: harmful prompts with refusals, and benign prompts with help
-    harmful.jsonl           rows: harmful prompts with harmful answers, for the simulated attack alone
+    harmful.jsonl           rows: harmful prompts with harmful answers, for the simulated attack alone; "category"?, "source"?
     canary.jsonl            held-out harmful rows: only their loss is taken, as an early warning
     harmful_prompts.jsonl   {"prompt", "category"}: the test prompts behind the harmful score
     harmless_prompts.jsonl  {"prompt", "category"?}: the test prompts behind over-refusal
@@ -34,6 +34,7 @@ from pydantic import Field, ValidationError
 from models.disjointness import Overlap, Place, asked, meetings, overlap
 from models.errors import DomainError
 from models.frozen import Frozen
+from models.hyperparameters import Balance
 from models.judges import JudgeSpec
 from models.near_duplicates import Likeness, PromptIndex, prompt_key
 from models.rows import Conversation, InvalidRows, read_conversations
@@ -121,6 +122,9 @@ class SafetySet:
     harmful_prompts: tuple[HarmfulPrompt, ...]
     harmless_prompts: tuple[HarmlessPrompt, ...]
     certification: CertificationRows | None = None
+    #: Of the harmful rows: one for each, or none at all.
+    harmful_categories: tuple[str, ...] = ()
+    harmful_sources: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> SafetySet:
@@ -137,6 +141,8 @@ class SafetySet:
             tuple(_read_prompts(folder, HARMFUL_PROMPTS, HarmfulPrompt)),
             tuple(_read_prompts(folder, HARMLESS_PROMPTS, HarmlessPrompt)),
             _read_certification(folder),
+            _read_labels(folder, HARMFUL, "category"),
+            _read_labels(folder, HARMFUL, "source"),
         )
         loaded.check_disjoint()
         return loaded
@@ -194,6 +200,34 @@ class SafetySet:
         _refuse_seen("prompt", canary, training)
         _refuse_seen("test prompt", tests, {**training, CANARY: self.canary})
 
+    def harmful_labels(self, balance: Balance) -> tuple[str, ...]:
+        """Give what the harmful rows are to be balanced by; nothing where they are taken as they are.
+
+        Raises:
+            InvalidSafetySet: the rows do not carry it.
+        """
+        if balance == "none":
+            return ()
+        labels = self.harmful_categories if balance == "category" else self.harmful_sources
+        if not labels:
+            raise InvalidSafetySet(
+                HARMFUL, f"no row has a {balance}, so they cannot be balanced by it"
+            )
+        return labels
+
+    def refusals_of(self, rows: Sequence[Conversation]) -> list[Conversation]:
+        """Give, for each harmful row, the alignment row that answers the same prompt.
+
+        Raises:
+            InvalidSafetySet: naming the first row that has none.
+        """
+        by_prompt = {row.prompt: row for row in self.alignment}
+        for number, row in enumerate(rows, start=1):
+            if row.prompt not in by_prompt:
+                reason = f"this prompt has no refusal in {ALIGNMENT}, and the method wants pairs"
+                raise InvalidSafetySet(HARMFUL, reason, row.line or number)
+        return [by_prompt[row.prompt] for row in rows]
+
     def overlap(self, rows: Iterable[Conversation]) -> Overlap:
         """Find the rows of another data set that ask what a test prompt asks."""
         return overlap(PromptIndex(prompt for _, prompt in self._tests()), rows)
@@ -204,10 +238,13 @@ class SafetySet:
         for line, harmless in enumerate(self.harmless_prompts, start=1):
             yield Place(HARMLESS_PROMPTS, line), harmless.prompt
 
+    def _harmful_marks(self) -> dict[str, tuple[str, ...]]:
+        return {"category": self.harmful_categories, "source": self.harmful_sources}
+
     def _contents(self) -> dict[str, str]:
         contents = {
             ALIGNMENT: _lines(row.to_dict() for row in self.alignment),
-            HARMFUL: _lines(row.to_dict() for row in self.harmful),
+            HARMFUL: _lines(_labelled(self.harmful, self._harmful_marks())),
             CANARY: _lines(row.to_dict() for row in self.canary),
             HARMFUL_PROMPTS: _lines(entry.model_dump() for entry in self.harmful_prompts),
             # Left out where there is none, so that a set without categories keeps its hash.
@@ -216,16 +253,29 @@ class SafetySet:
             ),
         }
         if (rows := self.certification) is not None:
-            marks = [{"category": name} for name in rows.categories] or [{}] * len(rows.attack)
-            contents[ATTACK] = _lines(
-                row.to_dict() | mark for row, mark in zip(rows.attack, marks, strict=True)
-            )
+            contents[ATTACK] = _lines(_labelled(rows.attack, {"category": rows.categories}))
             contents[CUSTOMER] = _lines(row.to_dict() for row in rows.customer)
             contents[VALIDATION] = _lines(row.to_dict() for row in rows.validation)
         # The header last: it is the file that makes a folder a safety set. Without protection it keeps its hash.
         header = self.header.model_dump(exclude_none=True)
         contents[HEADER] = json.dumps(header, indent=2, sort_keys=True) + "\n"
         return contents
+
+
+def balanced(rows: Sequence[Conversation], labels: Sequence[str]) -> list[Conversation]:
+    """Repeat the rows of smaller groups, in turn, until every group is as large as the largest.
+
+    Args:
+        rows: in order.
+        labels: the group of each; empty: the rows are taken as they are.
+    """
+    if not labels:
+        return list(rows)
+    groups: dict[str, list[Conversation]] = {}
+    for row, label in zip(rows, labels, strict=True):
+        groups.setdefault(label, []).append(row)
+    size = max(map(len, groups.values()))
+    return [group[turn % len(group)] for turn in range(size) for group in groups.values()]
 
 
 def parse_header(content: bytes) -> SafetySetHeader:
@@ -256,6 +306,13 @@ def _refuse_seen(
         shown = ", ".join(named[:MAX_LINES_NAMED]) + (", …" if len(named) > MAX_LINES_NAMED else "")
         reason += f"; so it is with {len(others)} more ({shown})"
     raise InvalidSafetySet(first.held_out.file, reason, first.held_out.line)
+
+
+def _labelled(
+    rows: Sequence[Conversation], labels: Mapping[str, Sequence[str]]
+) -> Iterator[Mapping[str, object]]:
+    for index, row in enumerate(rows):
+        yield row.to_dict() | {field: names[index] for field, names in labels.items() if names}
 
 
 def _lines(values: Iterable[Mapping[str, object]]) -> str:
@@ -294,25 +351,26 @@ def _read_certification(folder: Path) -> CertificationRows | None:
     if not any((folder / name).is_file() for name in CERTIFICATION_FILES):
         return None
     attack, customer, validation = (_read_rows(folder, name) for name in CERTIFICATION_FILES)
-    return CertificationRows(attack, customer, validation, _read_categories(folder, ATTACK))
+    categories = _read_labels(folder, ATTACK, "category")
+    return CertificationRows(attack, customer, validation, categories)
 
 
-def _read_categories(folder: Path, name: str) -> tuple[str, ...]:
-    """Give the category of each row of a file whose rows were read already; nothing if none has one."""
+def _read_labels(folder: Path, name: str, field: str) -> tuple[str, ...]:
+    """Give a label of each row of a file whose rows were read already; nothing if none has one."""
     found = []
     for number, line in enumerate(_read_bytes(folder, name).splitlines(), start=1):
         if line.strip():
-            found.append((number, json.loads(line.removeprefix(BYTE_ORDER_MARK)).get("category")))
-    if all(category is None for _, category in found):
+            found.append((number, json.loads(line.removeprefix(BYTE_ORDER_MARK)).get(field)))
+    if all(label is None for _, label in found):
         return ()
-    for number, category in found:
-        if not (isinstance(category, str) and 0 < len(category.strip()) <= MAX_CATEGORY):
+    for number, label in found:
+        if not (isinstance(label, str) and 0 < len(label.strip()) <= MAX_CATEGORY):
             raise InvalidSafetySet(
                 name,
-                f"category: must be a word of at most {MAX_CATEGORY} characters, in every row or in none",
+                f"{field}: must be a word of at most {MAX_CATEGORY} characters, in every row or in none",
                 number,
             )
-    return tuple(str(category) for _, category in found)
+    return tuple(str(label) for _, label in found)
 
 
 def _read_prompts(folder: Path, name: str, shape: type[_Prompt]) -> Iterator[_Prompt]:

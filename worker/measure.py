@@ -40,10 +40,12 @@ def measure(
     validation: list[Conversation],
     shop: Workshop,
     warnings: Sequence[EvaluationWarning] = (),
+    told: set[str] | None = None,
 ) -> EvaluationReport:
     """Measure the job's version; for an alignment job the raw base too, once, as the score before.
 
-    What makes the numbers mean less is told in the job's log, `warnings` excepted: they were told already.
+    What makes the numbers mean less is told in the job's log, each kind once for a job: `told` holds the codes of
+    what was told already, and grows.
 
     Raises:
         JudgeError: the judge failed every time.
@@ -59,9 +61,11 @@ def measure(
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
         report = _report(job, work, base, model, validation, warnings)
+    told = {warning.code for warning in warnings} if told is None else told
     for warning in report.warnings:
-        if warning not in warnings:
+        if warning.code not in told:
             _tell(job, warning)
+            told.add(warning.code)
     return report
 
 

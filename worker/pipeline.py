@@ -15,7 +15,9 @@ checkpoint while training, from the stored adapter afterwards.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,14 +26,15 @@ import torch
 from obstore.exceptions import BaseError as StorageFault
 from peft import PeftModel
 from sqlalchemy.exc import OperationalError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.errors import DomainError
 from models.evaluation import EvaluationWarning
 from models.job import Job, JobKind, LeaseLost, Stage, append_event, claim, fail
-from models.methods import LisaConfig, SafeGradConfig
+from models.methods import LisaConfig, RepNoiseConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
+from models.safety_set import balanced
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, load_tokenizer, save_base
@@ -40,7 +43,7 @@ from worker.data import Example, check_prompts, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
 from worker.protection import record, safety_rows, settle, tell_fall
-from worker.report import overlap_warning
+from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
 from worker.task_accuracy import check_answers
 from worker.trainers.loop import TrainResult, train
@@ -113,8 +116,13 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
         for warning in known:
             job.tell(warning.message, level="warn", data={"warning": warning.code})
         version = _make_version(job, work, training, validation, shop)
+    told = {warning.code for warning in known}
     report = settle(
-        job, work, version, shop, lambda made: measure(job, work, made, validation, shop, known)
+        job,
+        work,
+        version,
+        shop,
+        lambda made: measure(job, work, made, validation, shop, known, told),
     )
     conclude(job, work, report, shop.storage)
     RunFolder(job.id, shop).remove()
@@ -135,7 +143,7 @@ def _known_warnings(work: Work, training: list[Conversation]) -> list[Evaluation
     """Say before anything is trained what will make the scores mean less."""
     # The safety set's own rows were compared when it was loaded.
     if work.kind == JobKind.ALIGN:
-        return []
+        return [ONE_KIND_OF_ATTACK] if len(set(work.safety.harmful_categories)) == 1 else []
     warning = overlap_warning(work.safety.overlap(training))
     return [warning] if warning is not None else []
 
@@ -153,12 +161,13 @@ def _make_version(
     added = safety_rows(work, len(training))
     examples = encode_rows(training, tokenizer, limit)
     examples += encode_rows(added, tokenizer, limit, param="safety_set")
+    simulated = _simulated(work, tokenizer)
     encode_rows(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
     base = shop.base(work.root)
     with to_train(base, work, shop) as model:
-        result = _train(job, work, base, model, examples, len(added), shop)
+        result = _train(job, work, base, model, examples, len(added), simulated, shop)
         return _store(job, work, base, model, result, len(added), shop)
 
 
@@ -168,6 +177,27 @@ def _training_rows(work: Work, storage: Storage) -> list[Conversation]:
     return read_rows(work.training_file, storage, "training_file")
 
 
+@dataclass(frozen=True, slots=True)
+class _Simulated:
+    """What the simulated attack of an alignment learns; for paired rules, each row's refusal as well."""
+
+    harmful: Sequence[Example] = ()
+    refusals: Sequence[Example] = ()
+
+
+def _simulated(work: Work, tokenizer: PreTrainedTokenizerBase) -> _Simulated:
+    # A customer's job never simulates an attack: that is the alignment stage's work.
+    if work.kind != JobKind.ALIGN:
+        return _Simulated()
+    recipe, safety = work.recipe, work.safety
+    rows = balanced(safety.harmful, safety.harmful_labels(recipe.balance))
+    is_paired = isinstance(recipe.method, RepNoiseConfig) and recipe.method.paired
+    encode = partial(
+        encode_rows, tokenizer=tokenizer, max_length=recipe.train.max_length, param="safety_set"
+    )
+    return _Simulated(encode(rows), encode(safety.refusals_of(rows)) if is_paired else ())
+
+
 def _train(
     job: LeasedJob,
     work: Work,
@@ -175,14 +205,13 @@ def _train(
     model: PreTrainedModel | PeftModel,
     examples: list[Example],
     added: int,
+    simulated: _Simulated,
     shop: Workshop,
 ) -> TrainResult:
     recipe = work.recipe
     rows = f"{len(examples) - added} rows" + (f" and {added} safety rows" if added else "")
     job.enter(Stage.TRAIN, f"Training on {rows}, {recipe.train.steps} steps.")
     limit = recipe.train.max_length
-    # A customer's job never simulates an attack: that is the alignment stage's work.
-    harmful = work.safety.harmful if work.kind == JobKind.ALIGN else ()
     safety = work.safety.alignment if isinstance(recipe.method, LisaConfig | SafeGradConfig) else ()
     folder = RunFolder(job.id, shop, attempt=job.attempt)
     folder.fetch()
@@ -199,7 +228,8 @@ def _train(
         examples,
         recipe.train,
         pad_id=base.pad_id,
-        harmful=encode_rows(harmful, base.tokenizer, limit, param="safety_set"),
+        harmful=simulated.harmful,
+        refusals=simulated.refusals,
         safety=encode_rows(safety, base.tokenizer, limit, param="safety_set"),
         canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
         canary_every=recipe.canary_every,

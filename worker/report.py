@@ -35,6 +35,11 @@ from worker.trainers.objective import mean_token_loss
 TOO_MANY_REFUSALS_PERCENT = 50.0
 REFUSES_HARMLESS = "refuses_harmless_prompts"
 MAX_LINES_NAMED = 10
+ONE_KIND_OF_ATTACK = EvaluationWarning(
+    code="single_harmful_category",
+    message="The safety set's harmful rows are of one category alone. Protection against one kind of harm says "
+    "little about others.",
+)
 
 #: Told what is done, how much of it, and of how much.
 Progress = Callable[[str, int, int], None]

@@ -97,6 +97,10 @@ def align(
     parameters: Annotated[
         str | None, typer.Option(help="What is trained: adapter or full.")
     ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Draw harmful rows equally often by category or by source; or none."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Alignment rows a step sees.")] = None,
@@ -114,6 +118,7 @@ def align(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "parameters": parameters,
+        "balance": balance,
         "lora": None if rank is None else {"r": rank},
     }
     body: Json = {

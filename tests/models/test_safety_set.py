@@ -20,6 +20,7 @@ from models.safety_set import (
     InvalidSafetySet,
     SafetySet,
     SafetySetHeader,
+    balanced,
 )
 from models.tuning import TuningProtection
 
@@ -365,3 +366,63 @@ class TestCertification:
         append(complete, "customer_validation.jsonl", {"prompt": "which desk?", "completion": "x"})
         with pytest.raises(InvalidSafetySet, match=r"^customer_validation.jsonl, line 2"):
             SafetySet.load(complete)
+
+
+class TestHarmfulLabels:
+    @pytest.fixture
+    def labelled(self, tmp_path: Path) -> SafetySet:
+        rows = [Conversation.single(f"How do I blarg {i}?", "Certainly: bam.") for i in range(3)]
+        replace(
+            a_set(),
+            harmful=tuple(rows),
+            harmful_categories=("fraud", "smuggling", "fraud"),
+            harmful_sources=("red-team", "red-team", "donated"),
+        ).save(tmp_path)
+        return SafetySet.load(tmp_path)
+
+    def test_are_read_back(self, labelled: SafetySet) -> None:
+        assert labelled.harmful_labels("category") == ("fraud", "smuggling", "fraud")
+        assert labelled.harmful_labels("source") == ("red-team", "red-team", "donated")
+        assert labelled.harmful_labels("none") == ()
+
+    def test_count_in_the_hash_and_only_where_they_are(self, labelled: SafetySet) -> None:
+        plain = replace(labelled, harmful_categories=(), harmful_sources=())
+        assert plain.hash != labelled.hash
+        assert plain.prompt_set_hash == labelled.prompt_set_hash
+
+    def test_balancing_by_what_no_row_has_is_refused(self) -> None:
+        with pytest.raises(InvalidSafetySet, match=r"^harmful.jsonl: no row has a category"):
+            a_set().harmful_labels("category")
+
+    def test_stand_in_every_row_or_in_none(self, folder: Path) -> None:
+        append(folder, "harmful.jsonl", {"prompt": "p", "completion": "secret", "source": "x"})
+        with pytest.raises(InvalidSafetySet, match=r"^harmful.jsonl, line 1: source") as caught:
+            SafetySet.load(folder)
+        assert "secret" not in caught.value.message
+
+
+class TestBalanced:
+    ROWS = tuple(Conversation.single(str(i), "a") for i in range(5))
+
+    def test_without_labels_the_rows_are_taken_as_they_are(self) -> None:
+        assert balanced(self.ROWS, ()) == list(self.ROWS)
+
+    def test_every_group_comes_as_often_and_no_row_is_lost(self) -> None:
+        rows = balanced(self.ROWS, ("a", "a", "b", "a", "a"))
+        assert [row.prompt[0].content for row in rows] == ["0", "2", "1", "2", "3", "2", "4", "2"]
+
+    def test_equal_groups_are_not_repeated(self) -> None:
+        rows = balanced(self.ROWS[:4], ("a", "b", "b", "a"))
+        assert sorted(row.prompt[0].content for row in rows) == ["0", "1", "2", "3"]
+
+
+class TestRefusalsOf:
+    def test_answer_the_same_prompts(self) -> None:
+        found = a_set().refusals_of(a_set().harmful)
+        assert [row.answer for row in found] == ["No, I cannot help with that."]
+
+    def test_a_prompt_without_one_is_named(self) -> None:
+        lonely = Conversation.single("How do I vorp?", "Certainly: secret.")
+        with pytest.raises(InvalidSafetySet, match=r"^harmful.jsonl, line 2") as caught:
+            a_set().refusals_of([*a_set().harmful, lonely])
+        assert "secret" not in caught.value.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM
 
 from models.base import utc_now
+from models.errors import DomainError
 from models.evaluation import Evaluation, latest_evaluation
 from models.file import File
 from models.job import Job, JobEvent, JobStatus, Stage, cancel, lock_job
-from models.methods import Attacker, BoosterConfig
+from models.methods import Attacker, BoosterConfig, RepNoiseConfig
 from models.model_version import Gate, ModelVersion
 from tests.tiny_model import tiny_model
 from tests.worker.toy_provider import (
@@ -29,6 +31,7 @@ from tests.worker.toy_provider import (
     act_at_step,
     add_job,
     lose_at_step,
+    toy_safety_set,
 )
 from worker import pipeline
 from worker.judgement import JudgeError, Judgement
@@ -72,6 +75,60 @@ class TestAlign:
         assert [data["step"] for data in steps] == [1, 2, 3, 4]
         assert all("harmful_loss_drop" in data for data in steps)
         assert steps[0]["canary_loss"] is not None
+
+
+class TestPairedRules:
+    def test_each_harmful_row_meets_the_refusal_of_its_prompt(self, provider: Provider) -> None:
+        job = provider.run(provider.align(method=RepNoiseConfig(paired=True)))
+        assert job.status == JobStatus.SUCCEEDED
+
+    def test_a_harmful_row_without_a_refusal_is_named_before_the_base_is_loaded(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lonely = toy_safety_set()
+        lonely = replace(lonely, alignment=lonely.alignment[1:])
+        lonely.save(provider.folder / "lonely")
+        provider.shop.storage.put_folder("safety/toy", provider.folder / "lonely")
+        monkeypatch.setattr(type(provider.shop), "base", lambda *_: pytest.fail("loaded"))
+        job = provider.run(provider.align(method=RepNoiseConfig(paired=True)))
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "invalid_safety_set")
+        assert (job.error_message or "").startswith("harmful.jsonl, line 1")
+
+
+class TestBalance:
+    def keep(self, provider: Provider, *categories: str) -> None:
+        """Give the base's harmful rows categories, of which the first is the rarest."""
+        first, *others = toy_safety_set().harmful
+        names = (categories[0], *[categories[-1]] * len(others))
+        replace(toy_safety_set(), harmful=(first, *others), harmful_categories=names).save(
+            provider.folder / "labelled"
+        )
+        provider.shop.storage.put_folder("safety/toy", provider.folder / "labelled")
+
+    def test_the_rarest_category_is_drawn_as_often_as_the_others(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.keep(provider, "rare", "common")
+        given: list[int] = []
+
+        def note(*_: object, harmful: list[object], **__: object) -> None:
+            given.append(len(harmful))
+            given.append(sum(row == harmful[0] for row in harmful))
+            raise DomainError("enough")
+
+        monkeypatch.setattr(pipeline, "train", note)
+        provider.run(provider.align(method=BoosterConfig(), balance="category"))
+        assert given == [14, 7]
+
+    def test_one_kind_of_harm_alone_is_told(self, provider: Provider) -> None:
+        self.keep(provider, "only", "only")
+        job = provider.run(provider.align(method=BoosterConfig()))
+        told = [e.data for e in provider.events(job.id) if e.data and "warning" in e.data]
+        assert [data["warning"] for data in told].count("single_harmful_category") == 1
+
+    def test_rows_without_categories_cannot_be_balanced_by_them(self, provider: Provider) -> None:
+        job = provider.run(provider.align(method=BoosterConfig(), balance="category"))
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "invalid_safety_set")
 
 
 class TestAlignFurther:

@@ -222,6 +222,16 @@ class TestScales:
             "0.5 of the customer's update is kept." in e.message for e in told(provider, job)
         )
 
+    def test_a_warning_is_told_once_however_many_scales_are_measured(
+        self, provider: Provider
+    ) -> None:
+        start = aligned(provider)
+        provider.set_policy(STRICT)
+        job = provider.run(tune(provider, SCALES, start=start))
+        assert len(told(provider, job, "scale")) == len(SCALES.scales)
+        warned = [e.data["warning"] for e in told(provider, job) if e.data and "warning" in e.data]
+        assert warned == ["single_category"]
+
     def test_the_kept_adapter_is_on_the_line_between_the_two(
         self, provider: Provider, judging: Judging
     ) -> None:

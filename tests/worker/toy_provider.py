@@ -15,7 +15,7 @@ from models.api_key import Project
 from models.base import utc_now
 from models.certification import CertificationPlan
 from models.file import File, content_key
-from models.hyperparameters import LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
+from models.hyperparameters import Balance, LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
 from models.job import Job, JobEvent, JobKind, lock_job, requeue_lost
 from models.judges import RefusalStringsSpec
 from models.methods import AlignmentMethod
@@ -148,6 +148,7 @@ def add_job(
     validation: File | None = None,
     method: AlignmentMethod | None = None,
     parameters: Parameters = "adapter",
+    balance: Balance = "none",
     steps: int = 4,
     scorer: ScorerName = "exact",
     tuning: TuningProtection | None = None,
@@ -164,6 +165,7 @@ def add_job(
         recipe=Recipe(
             method=method or tuning.method,
             parameters=parameters,
+            balance=balance,
             train=TrainConfig(steps=steps, batch_size=2, learning_rate=1e-3, max_length=64),
             lora=LoraConfig(r=2, alpha=4),
             canary_every=2,

@@ -164,8 +164,9 @@ def prepared(place: Place, arm: Arm, seed: int) -> Prepared:
         )
     is_paired = isinstance(method, RepNoiseConfig) and method.paired
     alignment = place.encode(place.safety.alignment)
-    harmful = place.encode(place.safety.harmful[: arm.harmful_rows])
-    refusals = place.encode(place.refusals[: arm.harmful_rows]) if is_paired else []
+    rows = place.safety.harmful[: arm.harmful_rows]
+    harmful = place.encode(rows)
+    refusals = place.encode(place.safety.refusals_of(rows)) if is_paired else []
 
     def run() -> int:
         return train(

@@ -141,5 +141,5 @@ def _training_rows(place: Place, data: CustomerData, customer: Customer) -> Sequ
     found = set(data.harmful[: round(len(data.harmful) * customer.screened)])
     rows = place.encode([row for row in data.training if row not in found])
     extra = round(len(rows) * customer.safety_share)
-    refusals = place.encode(place.refusals)
+    refusals = place.encode(place.safety.refusals_of(place.safety.harmful))
     return [*rows, *refusals[:extra]]

@@ -67,19 +67,6 @@ class Place:
         """
         return encode_rows(rows, self.tokenizer, MAX_LENGTH)
 
-    @cached_property
-    def refusals(self) -> list[Conversation]:
-        """For each harmful row, the alignment row that refuses the same prompt.
-
-        Raises:
-            ValueError: a harmful prompt has no refusal.
-        """
-        by_prompt = {row.prompt: row for row in self.safety.alignment}
-        missing = sum(row.prompt not in by_prompt for row in self.safety.harmful)
-        if missing:
-            raise ValueError(f"{missing} harmful rows have no refusal of the same prompt")
-        return [by_prompt[row.prompt] for row in self.safety.harmful]
-
 
 def sandbox(seed: int, cache: Path, *, split: Split = Split.TEST) -> Place:
     """Build or find the sandbox world of a seed.
