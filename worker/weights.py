@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 
-def train_linear_weights(model: PreTrainedModel) -> None:
+def train_linear_weights(model: PreTrainedModel, only: Collection[str] = ()) -> None:
     """Let every linear layer's weight be trained, in place, but not the output layer's.
 
     These are the layers that a LoRA adapter on all linear layers changes, so an alignment in full parameters
     and one by adapter move the same matrices.
+
+    Args:
+        model: a base.
+        only: last parts of the layers' names, such as `down_proj`; empty: all.
+
+    Raises:
+        ValueError: no layer has such a name.
     """
     model.requires_grad_(False)
     output = model.get_output_embeddings()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not output:
-            module.weight.requires_grad_(True)
+    chosen = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not output
+        and (not only or name.rpartition(".")[2] in only)
+    ]
+    if not chosen:
+        raise ValueError(f"no linear layer is called {' or '.join(sorted(only))}")
+    for module in chosen:
+        module.weight.requires_grad_(True)
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:

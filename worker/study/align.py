@@ -52,6 +52,8 @@ class Arm:
         schedule: of the rate.
         batch_size: rows a step.
         harmful_rows: how many of the safety set's harmful rows are known; none: all.
+        rank: of an adapter; none: the service's.
+        layers: last parts of the names of the linear layers that are trained; empty: all.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Arm:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     batch_size: int = 10
     harmful_rows: int | None = None
+    rank: int | None = None
+    layers: tuple[str, ...] = ()
 
     def train_config(self, seed: int) -> TrainConfig:
         """Give the loop's configuration."""
@@ -78,7 +82,19 @@ class Arm:
         """Say all that decides the outcome, the name aside."""
         facts = asdict(self) | {"method": self.method.model_dump(mode="json")}
         del facts["name"]
-        return facts
+        # Left out where nothing is chosen, so that cells which ran before there was a choice are found.
+        return {k: v for k, v in facts.items() if v or k not in ("rank", "layers")}
+
+    @property
+    def lora(self) -> LoraConfig:
+        """Give the adapter, its scale in proportion to its rank."""
+        plain = LoraConfig()
+        rank = self.rank or plain.r
+        return LoraConfig(
+            r=rank,
+            alpha=plain.alpha * rank / plain.r,
+            target_modules=self.layers or plain.target_modules,
+        )
 
     @property
     def passes(self) -> float:
@@ -155,9 +171,9 @@ def prepared(place: Place, arm: Arm, seed: int) -> Prepared:
     base = place.model()
     model: torch.nn.Module = base
     if arm.space == "full":
-        train_linear_weights(base)
+        train_linear_weights(base, arm.layers)
     else:
-        model = lora.attach(base, LoraConfig(), seed)
+        model = lora.attach(base, arm.lora, seed)
     if isinstance(method, BoosterConfig) and method.needs_adapter:
         model = lora.attach_attacker(
             cast(PreTrainedModel | PeftModel, model), LoraConfig(r=method.attacker_rank)

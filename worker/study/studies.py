@@ -88,6 +88,8 @@ def _with_ratios(customers: dict[str, Customer], ratios: Sequence[float]) -> dic
 
 
 TITER = Arm("Titer", TiterConfig(), space="full")
+MLP = ("gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 _TUNED: tuple[Arm, ...] = (
     SFT,
@@ -254,6 +256,35 @@ STUDIES: dict[str, Study] = {
             ),
             MODES,
             seeds=(10, 11, 12),
+        ),
+        Study(
+            "cheap",
+            "At no more than 1.2 times SFT's passes",
+            (
+                SFT,
+                COMPUTE_MATCHED,
+                BOOSTER,
+                _booster("Booster, late 30%, lazy 4", start=0.7, every=4),
+                TITER,
+                Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
+            ),
+            _with_ratios(MODES, (0.1, 0.2)),
+        ),
+        Study(
+            "spaces",
+            "Titer's method in cheaper spaces than all linear weights",
+            (
+                TITER,
+                Arm("MLP alone", TiterConfig(), space="full", layers=MLP),
+                Arm("attention alone", TiterConfig(), space="full", layers=ATTENTION),
+                Arm("down and o", TiterConfig(), space="full", layers=("down_proj", "o_proj")),
+                Arm("down alone", TiterConfig(), space="full", layers=("down_proj",)),
+                Arm("adapter of rank 8", TiterConfig(alpha=0.005)),
+                Arm("adapter of rank 64", TiterConfig(alpha=0.005), rank=64),
+            ),
+            MODES,
+            seeds=(1,),
+            split=Split.VALIDATION,
         ),
         Study(
             "attacks",
