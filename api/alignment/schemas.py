@@ -8,7 +8,7 @@ from api.jobs.schemas import Metadata, Seed
 from api.registry.names import ModelName
 from api.schemas import Identifier, Schema
 from models.hyperparameters import AlignHyperparameters
-from models.methods import AlignmentMethod
+from models.methods import AlignmentMethod, TiterConfig
 from models.presets import PresetName
 
 
@@ -18,7 +18,10 @@ class CreateAlignment(Schema):
     model: Identifier = Field(
         description="A registered base, or an aligned model to be aligned further."
     )
-    method: AlignmentMethod = Field(description='For example {"name": "booster", "lambda": 20}.')
+    method: AlignmentMethod = Field(
+        default_factory=TiterConfig,
+        description='For example {"name": "booster", "lambda": 20}; by default Titer\'s own.',
+    )
     hyperparameters: AlignHyperparameters = Field(default_factory=AlignHyperparameters)
     preset: PresetName = Field(
         "service",

@@ -77,7 +77,7 @@ def align(
     base: Annotated[str, typer.Option(help="A registered base model.")],
     method: Annotated[
         str, typer.Option(help="sft, vaccine, repnoise, booster, booster+vaccine or titer.")
-    ] = "booster",
+    ] = "titer",
     preset: Annotated[
         str, typer.Option(help="What is left open comes from it: service, reference or modern.")
     ] = "service",

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from models.hyperparameters import Recipe
 from models.job import Job, JobKind, JobStatus
-from models.methods import BoosterConfig, SftConfig
+from models.methods import BoosterConfig, SftConfig, TiterConfig
 from models.model_version import ModelVersion
 from tests.api.conftest import Place, SilentDoorbell, Tenant
 
@@ -41,6 +41,14 @@ class TestWho:
 
 
 class TestCreate:
+    def test_without_a_method_it_is_titers_own_in_full_parameters(
+        self, operator: Tenant, base: ModelVersion, place: Place
+    ) -> None:
+        response = operator.client.post(JOBS, json={"model": base.id})
+        assert response.json()["result_model"] == "tiny-titer"
+        recipe = Recipe.model_validate(place.session.scalars(select(Job)).one().recipe)
+        assert (recipe.method, recipe.parameters) == (TiterConfig(), "full")
+
     def test_the_recipe_is_complete(
         self, operator: Tenant, base: ModelVersion, place: Place, doorbell: SilentDoorbell
     ) -> None:
