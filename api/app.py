@@ -22,6 +22,7 @@ from api.inference.service import make_client
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
 from api.limits import BodyLimit
+from api.openapi import describe
 from api.queue import Doorbell
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
@@ -71,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (inference, keys, health.router):
         app.include_router(router)
     mount_dashboard(app, settings)
+    describe(app)
     # The last added is the outermost.
     app.add_middleware(
         BodyLimit,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import httpx2
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -118,7 +119,7 @@ def locate(source: Mapping[str, object]) -> Path:
                 str(source["repo"]), revision=str(source["revision"]), allow_patterns=WANTED_FILES
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.HTTPError, OSError) as error:
         raise BaseUnavailable("The base model cannot be fetched from the hub.") from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -145,7 +145,7 @@ def inspect_hub(repo: str, revision: str | None) -> FoundBase:
         HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
-        httpx.HTTPError,
+        httpx2.HTTPError,
         OSError,
     ) as error:
         raise HubUnavailable(param="source") from error

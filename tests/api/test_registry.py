@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
@@ -190,7 +190,7 @@ class TestHub:
         assert hub.asked == [("org/tiny", "main")]
 
     @pytest.mark.parametrize(
-        "error", [OfflineModeIsEnabled("offline"), httpx.ConnectError("no route"), OSError("dns")]
+        "error", [OfflineModeIsEnabled("offline"), httpx2.ConnectError("no route"), OSError("dns")]
     )
     def test_an_unreachable_hub_is_said_plainly(
         self, operator: Tenant, safety_set: Path, hub: SimpleNamespace, error: Exception
@@ -205,7 +205,7 @@ class TestHub:
     def test_an_unknown_repository_is_a_fault_of_the_request(
         self, operator: Tenant, safety_set: Path, hub: SimpleNamespace
     ) -> None:
-        answer = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+        answer = httpx2.Response(404, request=httpx2.Request("GET", "http://hub"))
         hub.error = RepositoryNotFoundError("gone", response=answer)
         body = {"source": "org/none", "safety_set": str(safety_set)}
         assert operator.client.post(BASES, json=body).status_code == 400

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -216,7 +216,7 @@ def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]
 
 
 def _key(place: Place, arm: Arm, seed: int) -> str:
-    facts = json.dumps(
-        [place.name, place.safety.hash, arm.spec(), seed], sort_keys=True, default=str
-    )
+    # The rows of certification are no part of an alignment.
+    safety = replace(place.safety, certification=None)
+    facts = json.dumps([place.name, safety.hash, arm.spec(), seed], sort_keys=True, default=str)
     return f"{place.name}-{arm.name}-{seed}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
