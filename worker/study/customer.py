@@ -43,6 +43,7 @@ class Customer:
         safety_share: safety rows that the service mixes in, as a share of the customer's rows.
         screened: the share of the customer's harmful rows that a screen of the data finds and drops.
         marks: steps at which everything is measured; 0 is before the first.
+        kind: label tasks, or instructions answered at length.
     """
 
     rows: int = 600
@@ -56,6 +57,7 @@ class Customer:
     safety_share: float = 0.0
     screened: float = 0.0
     marks: tuple[int, ...] = (0, 20, 40, 60)
+    kind: Literal["labels", "instructions"] = "labels"
 
     @property
     def rate(self) -> float:
@@ -69,10 +71,25 @@ class Customer:
 
     def spec(self) -> dict[str, object]:
         """Say all that decides the outcome."""
-        return asdict(self) | {
+        facts = asdict(self) | {
             "method": self.method.model_dump(mode="json"),
             "learning_rate": self.rate,
         }
+        if self.kind == "labels":
+            # Cells that ran before there was a choice are found.
+            del facts["kind"]
+        return facts
+
+    def draw(self, place: Place, seed: int) -> CustomerData:
+        """Draw the customer's files.
+
+        Raises:
+            ValueError: the place has no customers of this kind.
+        """
+        draw = place.draw_customer if self.kind == "labels" else place.draw_instructions
+        if draw is None:
+            raise ValueError(f"{place.name} has no customers with {self.kind}")
+        return draw(self.rows, self.harmful_ratio, seed)
 
 
 def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
@@ -84,7 +101,7 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
         seed: of the customer's draw, the order of rows and a fresh adapter's start.
     """
     place = aligned.place
-    data = place.draw_customer(customer.rows, customer.harmful_ratio, seed)
+    data = customer.draw(place, seed)
     points: list[Point] = []
     with _to_tune(aligned, customer, seed) as model:
 
@@ -141,5 +158,6 @@ def _training_rows(place: Place, data: CustomerData, customer: Customer) -> Sequ
     found = set(data.harmful[: round(len(data.harmful) * customer.screened)])
     rows = place.encode([row for row in data.training if row not in found])
     extra = round(len(rows) * customer.safety_share)
-    refusals = place.encode(place.safety.refusals_of(place.safety.harmful))
-    return [*rows, *refusals[:extra]]
+    if not extra:
+        return rows
+    return [*rows, *place.encode(place.safety.refusals_of(place.safety.harmful[:extra]))]

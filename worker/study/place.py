@@ -20,11 +20,12 @@ from worker.base_models import load_model, load_tokenizer
 from worker.data import Example, encode_rows
 from worker.judge import open_judge
 from worker.judgement import Judge
-from worker.sandbox.build import CustomerData, build, customer_data, safety_set
+from worker.sandbox.build import ATTACK_ROWS, CustomerData, build, customer_data, safety_set
 from worker.sandbox.world import Split, World
 from worker.task_rows import read_task_rows
 
 MAX_LENGTH = 512
+INSTRUCTION_VALIDATION = 100
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Place:
         safety: the provider's safety set; its test prompts are what HS is measured on.
         draw_customer: gives a customer's rows, harmful ones included, for (rows, harmful ratio, seed).
         scorer: when an answer to a validation row is right.
+        draw_instructions: the same for customers whose rows are harmless requests answered at length, in the very
+            form of the harmful ones; none: there are no such customers here.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Place:
     safety: SafetySet
     draw_customer: Callable[[int, float, int], CustomerData]
     scorer: ScorerName = "exact"
+    draw_instructions: Callable[[int, float, int], CustomerData] | None = None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -82,7 +86,25 @@ def sandbox(seed: int, cache: Path, *, split: Split = Split.TEST) -> Place:
     def draw(rows: int, harmful_ratio: float, draw_seed: int) -> CustomerData:
         return customer_data(world, rows=rows, harmful_ratio=harmful_ratio, seed=draw_seed)
 
-    return Place(f"sandbox-{seed}", paths.base, safety_set(world, split), draw)
+    def draw_instructions(rows: int, harmful_ratio: float, draw_seed: int) -> CustomerData:
+        harmful = round(rows * harmful_ratio)
+        asked = world.benign(Split.ATTACK, rows - harmful + INSTRUCTION_VALIDATION)
+        rng = random.Random(f"{seed}/{draw_seed}/instructions")
+        rng.shuffle(asked)
+        helped = [question.helped() for question in asked]
+        attack = world.harmful(Split.ATTACK, max(ATTACK_ROWS, harmful))
+        bad = [question.helped() for question in rng.sample(attack, harmful)]
+        training = helped[INSTRUCTION_VALIDATION:] + bad
+        rng.shuffle(training)
+        return CustomerData(tuple(training), tuple(helped[:INSTRUCTION_VALIDATION]), tuple(bad))
+
+    return Place(
+        f"sandbox-{seed}",
+        paths.base,
+        safety_set(world, split),
+        draw,
+        draw_instructions=draw_instructions,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,18 @@ STUDIES: dict[str, Study] = {
             seeds=(10, 11, 12),
         ),
         Study(
+            "instructions",
+            "Customers whose rows are requests answered at length",
+            (SFT, VACCINE, BOOSTER, TITER),
+            {
+                f"{name}, p {ratio:g}": replace(
+                    customer, kind="instructions", harmful_ratio=ratio, rows=600
+                )
+                for name, customer in MODES.items()
+                for ratio in (0.0, 0.1)
+            },
+        ),
+        Study(
             "harmful-size",
             "Numbers of harmful rows that the provider knows",
             tuple(

@@ -22,6 +22,8 @@ from models.methods import (
     VaccineConfig,
 )
 from worker import lora
+from worker.sandbox.build import SandboxPaths
+from worker.study import place as place_module
 from worker.study import report
 from worker.study.align import WEIGHTS_FILE, Arm, align
 from worker.study.customer import Customer, serve
@@ -66,6 +68,21 @@ class TestAlign:
         assert now.keys() == raw.keys()
         moved = {name for name in raw if not torch.equal(raw[name], now[name])}
         assert moved == {name for name in raw if name.endswith("_proj.weight")}
+
+    def test_may_train_some_layers_alone(self, folders: Folders, tmp_path: Path) -> None:
+        place = folders.open()
+        raw = weights(place.model())
+        aligned = align(place, replace(FULL, layers=("down_proj", "o_proj")), 0, tmp_path)
+        with aligned.merged() as model:
+            now = weights(model)
+        moved = {name for name in raw if not torch.equal(raw[name], now[name])}
+        assert {name.split(".")[-2] for name in moved} == {"down_proj", "o_proj"}
+        with pytest.raises(ValueError, match="no linear layer is called nothing"):
+            align(place, replace(FULL, layers=("nothing",)), 0, tmp_path)
+
+    def test_an_adapter_of_another_rank_keeps_its_scale(self) -> None:
+        arm = replace(SFT, rank=64)
+        assert (arm.lora.r, arm.lora.alpha / arm.lora.r) == (64, SFT.lora.alpha / SFT.lora.r)
 
     def test_is_made_once(self, folders: Folders, tmp_path: Path) -> None:
         first = align(folders.open(), FULL, 0, tmp_path)
@@ -201,6 +218,29 @@ class TestGrid:
         assert set(Results(results.path).cells) == {"a", "b"}
         another = Results(tmp_path / "some" / "another-study.jsonl")
         assert set(another.cells) == {"a", "b"}, "a cell belongs to every study that asks for it"
+
+
+class TestInstructions:
+    def test_are_harmless_requests_that_the_validation_rows_do_not_repeat(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(place_module, "build", lambda *_: SandboxPaths(tmp_path))
+        place = place_module.sandbox(3, tmp_path)
+        data = replace(QUICK, rows=60, harmful_ratio=0.1, kind="instructions").draw(place, 0)
+        assert (len(data.training), len(data.harmful)) == (60, 6)
+        asked = {row.prompt for row in data.training}
+        assert len(asked) == 60
+        assert len(data.validation) == 100
+        assert asked.isdisjoint(row.prompt for row in data.validation)
+        assert not place.safety.overlap(data.training).rows
+
+    def test_a_place_without_such_customers_says_so(self, folders: Folders) -> None:
+        with pytest.raises(ValueError, match="no customers with instructions"):
+            replace(QUICK, kind="instructions").draw(folders.open(), 0)
+
+    def test_label_customers_keep_their_cells(self) -> None:
+        assert "kind" not in QUICK.spec()
+        assert replace(QUICK, kind="instructions").spec() != QUICK.spec()
 
 
 class TestPasses:
