@@ -199,9 +199,9 @@ def refuse_last_operator_keys(session: Session, project: Project) -> None:
 
 def _refuse_last_operators(session: Session, is_lost: Callable[[ApiKey], bool]) -> None:
     found = session.scalars(
-        select(ApiKey)
-        .where(ApiKey.revoked_at.is_(None), ApiKey.scopes.contains([Scope.OPERATOR.value]))
-        .execution_options(populate_existing=True)
+        select(ApiKey).where(
+            ApiKey.revoked_at.is_(None), ApiKey.scopes.contains([Scope.OPERATOR.value])
+        )
     )
     living = [key for key in found if key.why_dead is None]
     lost = [_end(key) for key in living if is_lost(key)]

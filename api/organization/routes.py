@@ -21,6 +21,7 @@ from api.organization.schemas import (
     CreateAdminKey,
     CreatedAdminKey,
     CreateProject,
+    ProjectKeyList,
     ProjectKeyObject,
     ProjectList,
     ProjectObject,
@@ -64,7 +65,6 @@ def list_projects(
     return ProjectList(
         data=[ProjectObject.of(project) for project in found],
         has_more=has_more,
-        first_id=found[0].id if found else None,
         last_id=found[-1].id if found else None,
     )
 
@@ -90,13 +90,17 @@ def archive_project(project_id: str, session: SessionDep) -> ProjectObject:
 @router.get("/projects/{project_id}/api_keys", dependencies=OPERATORS)
 def list_project_keys(
     project_id: str, session: SessionDep, after: After = None, limit: PageLimit = 20
-) -> Listing[ProjectKeyObject]:
+) -> ProjectKeyList:
     """List a project's keys, newest first, without those that were revoked."""
     service.get_project(session, project_id)
     found, has_more = keys.list_keys(
         session, project_id=project_id, after=after, limit=limit, with_revoked=False
     )
-    return Listing(data=[ProjectKeyObject.of(key) for key in found], has_more=has_more)
+    return ProjectKeyList(
+        data=[ProjectKeyObject.of(key) for key in found],
+        has_more=has_more,
+        last_id=found[-1].id if found else None,
+    )
 
 
 @router.get("/projects/{project_id}/api_keys/{key_id}", dependencies=OPERATORS)

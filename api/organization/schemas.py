@@ -79,7 +79,6 @@ class ProjectObject(Schema):
 class ProjectList(Listing[ProjectObject]):
     """A page of projects; the stock client goes on from `last_id`."""
 
-    first_id: str | None
     last_id: str | None
 
 
@@ -127,6 +126,12 @@ class ProjectKeyObject(Schema):
             owner_project_access="active" if key.why_dead is None else "inactive",
             scopes=list(key.scopes),
         )
+
+
+class ProjectKeyList(Listing[ProjectKeyObject]):
+    """A page of a project's keys; the stock client goes on from `last_id`."""
+
+    last_id: str | None
 
 
 class CreateAdminKey(Schema):

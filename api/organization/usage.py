@@ -114,8 +114,8 @@ def _add_jobs(
             bucket,
             Job.project_id,
             func.count(),
-            func.coalesce(func.sum(Job.trained_tokens), 0),
-            func.coalesce(func.sum(Job.gpu_seconds), 0.0),
+            func.sum(Job.trained_tokens),
+            func.sum(Job.gpu_seconds),
         )
         .where(Job.finished_at >= buckets[0].start, Job.finished_at < buckets[-1].end)
         .group_by(bucket, Job.project_id)
@@ -125,7 +125,7 @@ def _add_jobs(
     by_start = {bucket.start: bucket for bucket in buckets}
     for start, project_id, jobs, tokens, seconds in session.execute(query):
         used = by_start[start.astimezone(UTC)].used[project_id]
-        used.jobs, used.trained_tokens, used.gpu_seconds = jobs, int(tokens), float(seconds)
+        used.jobs, used.trained_tokens, used.gpu_seconds = jobs, int(tokens or 0), seconds or 0.0
 
 
 def _add_bytes(session: Session, buckets: list[Bucket], project_ids: Sequence[str] | None) -> None:
