@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, case, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from models.job import Job, JobStatus, Lease, claim
@@ -53,33 +53,35 @@ def _waiting() -> tuple[ColumnElement[bool], ...]:
 
 def _in_turn(session: Session, jobs_running: int) -> Sequence[str]:
     """Give the projects that have a job to take, the one whose turn it is first."""
+    # A look into the index for each project: what counts is how many tenants there are, not how many jobs.
+    waiting = (
+        select(Job.created_at.label("oldest"))
+        .where(*_waiting(), Job.project_id == Project.id)
+        .order_by(Job.created_at)
+        .limit(1)
+        .lateral()
+    )
     running = (
-        select(func.count())
-        .select_from(Job)
+        select(Job.project_id, func.count().label("jobs"))
         .where(
-            Job.project_id == Project.id,
             Job.finished_at.is_(None),
             Job.status == JobStatus.RUNNING,
             # A job in review runs in name only: no worker has it.
             Job.lease_expires_at.is_not(None),
         )
-        .scalar_subquery()
+        .group_by(Job.project_id)
+        .subquery()
     )
     last_served = (
         select(func.max(Job.claimed_at)).where(Job.project_id == Project.id).scalar_subquery()
     )
+    busy = func.coalesce(running.c.jobs, 0)
     limit = func.coalesce(Project.quota_jobs_running, jobs_running)
-    oldest = (
-        select(func.min(Job.created_at))
-        .where(*_waiting(), Job.project_id == Project.id)
-        .scalar_subquery()
-    )
     rank = case({Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}, value=Project.priority)
     return session.scalars(
         select(Project.id)
-        .where(
-            exists().where(*_waiting(), Job.project_id == Project.id),
-            or_(limit == 0, running < limit),
-        )
-        .order_by(rank, running, last_served.asc().nulls_first(), oldest, Project.id)
+        .join(waiting, true())
+        .outerjoin(running, running.c.project_id == Project.id)
+        .where(or_(limit == 0, busy < limit))
+        .order_by(rank, busy, last_served.asc().nulls_first(), waiting.c.oldest, Project.id)
     ).all()
