@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from api import health
 from api.alignment.routes import router as alignment
+from api.answer_headers import AnswerHeaders
 from api.certification.routes import certificates
 from api.certification.routes import router as certification
 from api.dashboard import mount_dashboard
@@ -25,7 +26,7 @@ from api.limits import BodyLimit
 from api.openapi import describe
 from api.organization.routes import router as organization
 from api.queue import Doorbell
-from api.rate_limits import RateLimiter, RateLimitHeaders
+from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
 from models.log import configure_logging
@@ -83,6 +84,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_file_bytes=settings.max_file_bytes,
         max_request_bytes=settings.max_request_bytes,
     )
-    app.add_middleware(RateLimitHeaders)
+    app.add_middleware(AnswerHeaders)
     app.add_middleware(RequestLog)
     return app

@@ -16,8 +16,9 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from api.answer_headers import add_headers
 from api.queue import Doorbell, ring
-from api.rate_limits import STATE, RateLimiter, RateLimitExceeded
+from api.rate_limits import RateLimiter, RateLimitExceeded
 from models.api_key import STAFF, ApiKey, Project, Scope, find_key, note_use
 from models.errors import Forbidden, Unauthorized
 from models.project import Quotas
@@ -155,6 +156,7 @@ def get_caller(
         note_use(session, caller.key)
         session.commit()
     structlog.contextvars.bind_contextvars(key_id=caller.key.id)
+    add_headers(request, {"openai-organization": caller.project.organization_id})
     _count(request, caller)
     _check_headers(request, caller.project)
     if not caller.scopes:
@@ -165,8 +167,10 @@ def get_caller(
 def _count(request: Request, caller: Caller) -> None:
     limiter: RateLimiter = request.app.state.rate_limiter
     allowance = limiter.take(caller.key.id, caller.project.id)
-    setattr(request.state, STATE, allowance)
-    if allowance is not None and allowance.wait_milliseconds > 0:
+    if allowance is None:
+        return
+    add_headers(request, allowance.headers())
+    if allowance.wait_milliseconds > 0:
         raise RateLimitExceeded(allowance)
 
 

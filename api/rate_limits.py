@@ -17,16 +17,12 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import TooManyRequests
 from models.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-#: Where a request's allowance lies until its answer is sent (`RateLimitHeaders`).
-STATE = "allowance"
 # A Redis that is down must not make every request wait; after a failure it is left alone for a while.
 TIMEOUT_SECONDS = 0.25
 REST_SECONDS = 5.0
@@ -148,28 +144,3 @@ class RateLimiter:
         if now - self._warned_at >= WARN_EVERY_SECONDS:
             self._warned_at = now
             log.warning("rate_limits_not_counted", kind=type(error).__name__)
-
-
-class RateLimitHeaders:
-    """Puts a request's allowance on its answer, whatever the answer is.
-
-    Pure ASGI: headers that a dependency sets do not reach errors and streams.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        state = scope.setdefault("state", {})
-
-        async def send_with_allowance(message: Message) -> None:
-            allowance = state.get(STATE)
-            if message["type"] == "http.response.start" and allowance is not None:
-                MutableHeaders(scope=message).update(allowance.headers())
-            await send(message)
-
-        await self.app(scope, receive, send_with_allowance)

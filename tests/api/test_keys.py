@@ -246,6 +246,9 @@ class TestHeaders:
         }
         assert customer.client.get("/v1/files", headers=own).status_code == 200
         assert customer.client.get("/v1/files", headers={header: ""}).status_code == 200
+        for path in ("/v1/files", "/v1/files/file-x"):
+            answered = customer.client.get(path)
+            assert answered.headers["openai-organization"] == customer.project.organization_id
         for wrong in (others[header], own[header].upper(), "x" * 300):
             response = customer.client.get("/v1/files", headers={**own, header: wrong})
             assert response.status_code == 401
