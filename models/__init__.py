@@ -3,13 +3,14 @@
 Imports every table, so that alembic and the tests see the whole schema.
 """
 
-from models.api_key import ApiKey, Project
+from models.api_key import ApiKey
 from models.base import Base
 from models.evaluation import Evaluation
 from models.file import File
 from models.job import Job, JobEvent
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
+from models.project import Organization, Project
 from models.stored_certificate import StoredCertificate
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "ModelVersion",
+    "Organization",
     "Project",
     "SafetyPolicy",
     "StoredCertificate",

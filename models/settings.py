@@ -14,6 +14,8 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.project import Quotas
+
 PREFIX = "TITER_"
 # Read by the command line alone: where the service is, and who is asking.
 CLIENT_VARIABLES = frozenset({"TITER_URL", "TITER_API_KEY", "TITER_STATE"})
@@ -66,8 +68,29 @@ class Settings(BaseSettings):
     # Longer than the longest job: Celery's redelivery is only a second doorbell.
     visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
 
+    # What a project may use that has no limit of its own; 0 is no limit. (`models.project.Quotas`)
+    quota_jobs_running: int = Field(0, ge=0)
+    quota_jobs_queued: int = Field(1_000, ge=0)
+    quota_bytes_stored: int = Field(0, ge=0)
+    quota_training_tokens_month: int = Field(0, ge=0)
+    quota_gpu_seconds_month: int = Field(0, ge=0)
+    # Requests a minute, of one key and of all keys of a project; 0 is no limit.
+    key_requests_per_minute: int = Field(1_200, ge=0, le=1_000_000)
+    project_requests_per_minute: int = Field(6_000, ge=0, le=1_000_000)
+
     log_json: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def quotas(self) -> Quotas:
+        """The limits of a project that has none of its own."""
+        return Quotas(
+            jobs_running=self.quota_jobs_running,
+            jobs_queued=self.quota_jobs_queued,
+            bytes_stored=self.quota_bytes_stored,
+            training_tokens_month=self.quota_training_tokens_month,
+            gpu_seconds_month=self.quota_gpu_seconds_month,
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -30,7 +30,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.errors import DomainError
 from models.evaluation import EvaluationWarning
-from models.job import Job, JobKind, LeaseLost, Stage, append_event, claim, fail
+from models.fair_queue import claim_next
+from models.job import Job, JobKind, Lease, LeaseLost, Stage, append_event, claim, fail
 from models.methods import LisaConfig, RepNoiseConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Conversation
@@ -60,19 +61,40 @@ MIN_CHECKPOINT_STEPS = 25
 
 
 def run(job_id: str, shop: Workshop) -> None:
-    """Claim the job and carry it as far as it goes. Never raises for what a job can do wrong."""
+    """Claim this job and carry it as far as it goes. Never raises for what a job can do wrong."""
     with shop.sessions.begin() as session:
         lease = claim(session, job_id, owner=shop.owner, lease_seconds=shop.lease_seconds)
+    _run(lease, shop)
+
+
+def run_next(shop: Workshop) -> None:
+    """Claim the job whose turn it is among those that wait, and carry it as far as it goes."""
+    with shop.sessions.begin() as session:
+        lease = claim_next(
+            session,
+            owner=shop.owner,
+            lease_seconds=shop.lease_seconds,
+            jobs_running=shop.jobs_running,
+        )
+    _run(lease, shop)
+
+
+def _run(lease: Lease | None, shop: Workshop) -> None:
     if lease is None:
         log.info("job_not_claimable")
         return
-    log.info("job_claimed", attempt=lease.attempt)
+    with structlog.contextvars.bound_contextvars(job_id=lease.job_id):
+        log.info("job_claimed", attempt=lease.attempt)
+        _carry_leased(lease, shop)
+
+
+def _carry_leased(lease: Lease, shop: Workshop) -> None:
     with LeasedJob(shop.sessions, lease, lease_seconds=shop.lease_seconds) as job:
         try:
             _carry(job, shop)
         except LeaseLost:
             log.info("lease_lost", attempt=lease.attempt)
-            _forget_if_over(job_id, shop)
+            _forget_if_over(lease.job_id, shop)
         except DomainError as error:
             log.info("job_failed", code=error.code)
             # The fault may have struck while an adapter was half on.

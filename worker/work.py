@@ -35,6 +35,8 @@ class Workshop:
     cache: Path
     owner: str
     lease_seconds: int
+    #: How many jobs of one project may run at once, unless the project has a limit of its own; 0: any.
+    jobs_running: int = 0
 
     def folder(self, root: ModelVersion) -> Path:
         """Give the folder with a root's files.

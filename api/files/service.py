@@ -14,6 +14,7 @@ from sqlalchemy import or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from api.locks import lock_name
+from api.organization.quotas import check_bytes
 from models.base import utc_now
 from models.errors import Conflict, DomainError
 from models.file import File, FileNotFound, content_key, get_file
@@ -52,6 +53,7 @@ def store_file(
     Raises:
         UnsupportedPurpose: it is meant for something that Titer does not do.
         InvalidRows: rows are faulty; the error names each of them.
+        QuotaExceeded: the project may not store so much more.
     """
     if purpose != FINE_TUNE:
         raise UnsupportedPurpose(param="purpose")
@@ -64,6 +66,7 @@ def store_file(
         digest.update(chunk)
         size += len(chunk)
     sha256 = digest.hexdigest()
+    check_bytes(session, project_id, size)
     lock_name(session, "file", sha256)
     key = content_key(sha256)
     if not storage.exists(key):

@@ -15,6 +15,7 @@ from api.deps import enqueue
 from api.files.service import FINE_TUNE
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.schemas import CreateJob
+from api.organization.quotas import check_job
 from models.api_key import Project
 from models.base import new_id
 from models.errors import DomainError
@@ -128,7 +129,8 @@ def create_finetune(
 
 
 def start(session: Session, job: Job) -> None:
-    """Put a new job of any kind into the queue."""
+    """Put a new job of any kind into the queue, if its project's quotas allow it."""
+    check_job(session, job.project_id)
     session.add(job)
     session.flush()
     append_event(session, job, f"Created {NOUNS[JobKind(job.kind)]} job: {job.id}")

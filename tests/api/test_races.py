@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from api.app import create_app
-from models.api_key import Scope
-from models.job import Job
+from models.api_key import ApiKey, Project, Scope
+from models.job import Job, JobStatus
 from models.model_version import VersionKind
 from models.settings import Settings
 from models.storage import Storage
@@ -119,3 +119,72 @@ def test_a_model_is_deleted_or_tuned_but_never_both(client: TestClient) -> None:
     deleted, *created = at_once(create_or_delete)
     assert (deleted == 200) == (200 not in created)
     assert set(created) <= {200, 404}
+
+
+def limited(client: TestClient, place: Place, **quotas: int) -> str:
+    """Limit the client's project, and give its id."""
+    project = place.session.scalars(select(Project)).one()
+    body = {"quotas": quotas}
+    path = f"/v1/organization/projects/{project.id}"
+    assert client.post(path, json=body).status_code == 200
+    return project.id
+
+
+def test_a_quota_of_jobs_is_not_passed_together(client: TestClient, place: Place) -> None:
+    file = upload(client)
+    limited(client, place, jobs_queued=2)
+
+    def create(number: int) -> int:
+        body = {"model": "tiny-booster", "training_file": file, "seed": number}
+        return client.post("/v1/fine_tuning/jobs", json=body).status_code
+
+    assert sorted(at_once(create)) == [200, 200] + [429] * (AT_ONCE - 2)
+    assert place.session.scalar(select(func.count()).select_from(Job)) == 2
+
+
+def test_a_quota_of_bytes_is_not_passed_together(client: TestClient, place: Place) -> None:
+    limited(client, place, bytes_stored=2 * len(rows()))
+
+    def store(_: int) -> int:
+        return client.post(
+            "/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a.jsonl", rows())}
+        ).status_code
+
+    assert sorted(at_once(store)) == [200, 200] + [429] * (AT_ONCE - 2)
+
+
+def test_of_two_operator_keys_at_most_one_is_revoked(client: TestClient, place: Place) -> None:
+    own = place.session.scalars(select(ApiKey.id)).one()
+    second = client.post("/v1/keys", json={"name": "n", "scopes": ["operator"]}).json()["id"]
+
+    def revoke(number: int) -> int:
+        return client.delete(f"/v1/keys/{(own, second)[number % 2]}").status_code
+
+    at_once(revoke)
+    place.session.expire_all()
+    living = place.session.scalars(select(ApiKey).where(ApiKey.revoked_at.is_(None))).all()
+    assert len(living) == 1
+
+
+def test_a_project_is_archived_or_gets_a_job_but_no_job_is_left_waiting(
+    client: TestClient, place: Place
+) -> None:
+    file = upload(client)
+    operator = {"name": "n", "scopes": ["operator"], "project": "provider"}
+    token = client.post("/v1/keys", json=operator).json()["key"]
+    project = place.session.scalars(select(Project).where(Project.name != "provider")).one()
+
+    def archive_or_create(number: int) -> int:
+        if number == 0:
+            return client.post(
+                f"/v1/organization/projects/{project.id}/archive",
+                headers={"authorization": f"Bearer {token}"},
+            ).status_code
+        body = {"model": "tiny-booster", "training_file": file, "seed": number}
+        return client.post("/v1/fine_tuning/jobs", json=body).status_code
+
+    archived, *created = at_once(archive_or_create)
+    assert archived == 200
+    assert set(created) <= {200, 401}
+    place.session.expire_all()
+    assert set(place.session.scalars(select(Job.status))) <= {JobStatus.CANCELLED}

@@ -387,6 +387,22 @@ class TestScorer:
         assert evaluation.parsed().scorer == "gsm8k"
 
 
+class TestDoorbell:
+    def test_one_rung_for_a_job_that_is_gone_takes_the_next_and_a_further_one_does_nothing(
+        self, provider: Provider
+    ) -> None:
+        gone, waiting = provider.align("one"), provider.align("two")
+        with provider.shop.sessions.begin() as session:
+            cancel(session, lock_job(session, gone))
+        pipeline.run_next(provider.shop)
+        assert provider.job(gone).status == JobStatus.CANCELLED
+        done = provider.job(waiting)
+        assert done.status == JobStatus.SUCCEEDED
+        assert done.gpu_seconds > 0
+        pipeline.run_next(provider.shop)
+        assert provider.job(waiting).attempt == 1
+
+
 class TestInterruption:
     def test_a_cancelled_job_stops_and_leaves_no_model(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
