@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 from models.errors import DomainError
 
@@ -111,7 +111,6 @@ class Pair:
 
 
 Row = Conversation | Pair
-Shape = TypeVar("Shape", Conversation, Pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +186,7 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def parse_lines(
-    lines: Iterable[bytes], shape: type[Row] | None = None
-) -> Iterator[Row | RowFault]:
+def parse_lines(lines: Iterable[bytes], shape: type[Row] | None = None) -> Iterator[Row | RowFault]:
     """Read a whole file lazily. Blank lines are skipped; line numbers still count them.
 
     Args:
@@ -241,25 +238,21 @@ def check_first_row(lines: Iterable[bytes], shape: type[Row], *, param: str = "f
 
 def read_conversations(lines: Iterable[bytes], *, param: str = "file") -> list[Conversation]:
     """Read every row of a file, or raise `InvalidRows` naming every faulty line."""
-    return read_shape(lines, Conversation, param=param)
+    rows = read_data_set(lines, Conversation, param=param)
+    return [row for row in rows if isinstance(row, Conversation)]
 
 
-def read_shape(lines: Iterable[bytes], shape: type[Shape], *, param: str = "file") -> list[Shape]:
+def read_data_set(lines: Iterable[bytes], shape: type[Row], *, param: str = "file") -> list[Row]:
     """Read every row of a file of conversations or of pairs.
 
     Raises:
         InvalidRows: naming every line that is faulty or of the other kind.
     """
-    rows: list[Shape] = []
-    faults: list[RowFault] = []
-    for row in parse_lines(lines, shape):
-        if isinstance(row, RowFault):
-            faults.append(row)
-        elif isinstance(row, shape):
-            rows.append(row)
+    rows = list(parse_lines(lines, shape))
+    faults = [row for row in rows if isinstance(row, RowFault)]
     if faults:
         raise InvalidRows(faults, faulty_rows=len(faults), param=param)
-    return rows
+    return [row for row in rows if not isinstance(row, RowFault)]
 
 
 def _misplaced(row: Row, *, is_asked: bool) -> str:

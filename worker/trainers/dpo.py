@@ -45,9 +45,7 @@ class Dpo:
         pairs = list(step.pairs())
         device = pairs[0][0].input_ids.device
         count = ranks.total(sum(preferred.rows for preferred, _ in pairs), device)
-        tokens = ranks.total(
-            sum(batch.trained_tokens for pair in pairs for batch in pair), device
-        )
+        tokens = ranks.total(sum(batch.trained_tokens for pair in pairs for batch in pair), device)
         passes = [
             partial(
                 _part,

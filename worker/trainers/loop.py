@@ -260,8 +260,7 @@ class _Given:
             draw_harmful=drawn_from(self.harmful),
             draw_refusals=drawn_from(self.refusals),
             draw_safety=drawn_from(self.safety),
-            pairs=pairs,
-            every_pair=every_pair,
+            **({"pairs": pairs, "every_pair": every_pair} if self.non_preferred.examples else {}),
             attacker=self.attacker,
             seed=config.seed,
         )
