@@ -27,7 +27,16 @@ from worker.trainers import ranks
 from worker.trainers.checkpoint import Progress, Shelf
 from worker.trainers.draw import RowSource
 from worker.trainers.objective import TokenLoss, mean_token_loss
-from worker.trainers.step import BatchPair, Direction, Draw, Rule, Step, Weights, global_norm
+from worker.trainers.step import (
+    BatchPair,
+    Direction,
+    Draw,
+    Rule,
+    Step,
+    Weights,
+    global_norm,
+    no_pairs,
+)
 
 # The name of the adapter that a simulated attacker moves, as PEFT writes it into its tensors' names.
 ATTACKER = "attacker"
@@ -260,7 +269,8 @@ class _Given:
             draw_harmful=drawn_from(self.harmful),
             draw_refusals=drawn_from(self.refusals),
             draw_safety=drawn_from(self.safety),
-            **({"pairs": pairs, "every_pair": every_pair} if self.non_preferred.examples else {}),
+            pairs=pairs if self.non_preferred.examples else no_pairs,
+            every_pair=every_pair if self.non_preferred.examples else no_pairs,
             attacker=self.attacker,
             seed=config.seed,
         )
