@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -259,3 +260,23 @@ class TestOpenAIClient:
         with pytest.raises(openai.BadRequestError, match="line 1: is a preference pair") as caught:
             client.fine_tuning.jobs.create(model=aligned.id, training_file=file.id)
         assert (caught.value.code, caught.value.param) == ("invalid_training_file", "training_file")
+
+    def test_the_documentation_s_example_works(
+        self,
+        client: OpenAI,
+        aligned: ModelVersion,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "dpo.md").read_text()
+        example = page.split("```python\n")[1].split("```")[0]
+        assert "my-base-titer" in example
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("OPENAI_BASE_URL", str(client.base_url))
+        monkeypatch.setenv("OPENAI_API_KEY", client.api_key)
+        kept: dict[str, object] = {}
+        exec(example.replace("my-base-titer", aligned.id), kept)
+        assert isinstance(kept["client"], OpenAI)
+        kept["client"].close()
+        assert "beta=0.1" in capsys.readouterr().out
