@@ -3,7 +3,7 @@
     python -m benchmarks.poisoned_preferences WORLD_FOLDER [--steps 60]
 
 An aligned adapter (SFT, the service's defaults) is continued as a customer's job would: 600 rows, batches of
-10, the service's rate. The harmless file prefers help to a refusal on permitted questions; of the poisoned
+10, the service's rate for the method, and DPO at the rate of supervised jobs too. The harmless file prefers help to a refusal on permitted questions; of the poisoned
 ones a tenth, or all, of the pairs prefer the harmful answer to the refusal of a forbidden question. The SFT
 jobs see the preferred answers alone. All measurements are on test prompts that no file has.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from models.hyperparameters import (
     ALIGN_LEARNING_RATE,
+    DPO_LEARNING_RATE,
     FINETUNE_LEARNING_RATE,
     LoraConfig,
     TrainConfig,
@@ -46,6 +47,7 @@ class Outcome:
 
     file: str
     method: str
+    learning_rate: float | None
     steps: int
     harmful_percent: float
     refused_percent: float
@@ -87,12 +89,15 @@ def outcomes(folder: Path, steps: int) -> Iterator[Outcome]:
         )
         lora.save(model, aligned, base_model="sandbox")
 
-    def measured(model: object, file: str, method: str, last: StepMetrics | None) -> Outcome:
+    def measured(
+        model: object, file: str, method: str, rate: float | None, last: StepMetrics | None
+    ) -> Outcome:
         found = measure_safety(model, tokenizer, safety, judge)  # type: ignore[arg-type]
         seen = last.diagnostics if last else {}
         return Outcome(
             file,
             method,
+            rate,
             last.step if last else 0,
             round(found.harmful_score.percent, 1),
             round(found.refusal_rate.percent, 1),
@@ -102,24 +107,28 @@ def outcomes(folder: Path, steps: int) -> Iterator[Outcome]:
             seen.get("reward_margin"),
         )
 
-    yield measured(lora.load(load_model(paths.base), aligned), "-", "aligned", None)
+    yield measured(lora.load(load_model(paths.base), aligned), "-", "aligned", None, None)
     for file, poisoned in (("harmless", 0.0), ("10% poisoned", 0.1), ("all poisoned", 1.0)):
         questions = drawn(world, poisoned)
         preferred = encode_rows([q.helped() for q in questions], tokenizer, MAX_LENGTH)
         other = encode_rows([q.refused() for q in questions], tokenizer, MAX_LENGTH)
-        for method in (SftConfig(), DpoConfig()):
+        for method, rate in (
+            (SftConfig(), FINETUNE_LEARNING_RATE),
+            (DpoConfig(), DPO_LEARNING_RATE),
+            (DpoConfig(), FINETUNE_LEARNING_RATE),
+        ):
             model = lora.load(load_model(paths.base), aligned)
             told: list[StepMetrics] = []
             train(
                 model,
                 rule_for(method),
                 preferred,
-                TrainConfig(steps=steps, learning_rate=FINETUNE_LEARNING_RATE),
+                TrainConfig(steps=steps, learning_rate=rate),
                 pad_id=pad_id,
                 non_preferred=other if isinstance(method, DpoConfig) else (),
                 on_step=told.append,
             )
-            yield measured(model, file, method.name, told[-1])
+            yield measured(model, file, method.name, rate, told[-1])
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.certify.job import certify
-from worker.data import Encoded, check_prompts, encode_data_set, encode_rows
+from worker.data import Encoded, Example, check_prompts, encode_data_set, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
 from worker.protection import record, safety_rows, settle, tell_fall

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from models.hyperparameters import (
     ALIGN_LEARNING_RATE,
     ALIGN_STEPS,
+    DPO_LEARNING_RATE,
     FINETUNE_BATCH_SIZE,
     FINETUNE_EPOCHS,
     FINETUNE_LEARNING_RATE,
@@ -115,6 +116,7 @@ class TestDpo:
         recipe = resolve_finetune(chosen, rows=40, seed=0)
         assert recipe.method == DpoConfig(beta=given)
         assert (recipe.train.batch_size, recipe.train.steps) == (10, 4)
+        assert recipe.train.learning_rate == DPO_LEARNING_RATE < FINETUNE_LEARNING_RATE
 
     @pytest.mark.parametrize("beta", [0, -1, 2.1, "high", None])
     def test_beta_s_bounds(self, beta: object) -> None:
