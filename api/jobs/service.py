@@ -32,7 +32,7 @@ from models.model_version import (
     VersionKind,
     get_version,
 )
-from models.rows import Conversation, Pair, Row, check_first_row
+from models.rows import Conversation, Pair, check_first_row
 from models.safety_set import HEADER, parse_header
 from models.storage import Storage
 from models.tuning import TuningProtection
@@ -112,11 +112,11 @@ def create_finetune(
             f"Training file has {rows} example(s), but must have at least {MIN_ROWS} examples.",
             param="training_file",
         )
-    _check_shape(storage, training, shape, "training_file")
+    check_first_row(storage.lines(training.storage_key), shape, param="training_file")
     validation = None
     if asked.validation_file is not None:
         validation = _data_set(session, project.id, asked.validation_file, "validation_file")
-        _check_shape(storage, validation, shape, "validation_file")
+        check_first_row(storage.lines(validation.storage_key), shape, param="validation_file")
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
     recipe = resolve_finetune(hyperparameters, rows=rows, seed=seed, tuning=_tuning(storage, model))
     job = Job(
@@ -161,9 +161,10 @@ def chosen_hyperparameters(asked: CreateJob) -> FinetuneHyperparameters:
     """
     method = asked.method
     if method is not None:
-        given = method.model_fields_set & {"supervised", "dpo", "reinforcement"}
-        others = {name for name in given if getattr(method, name) is not None} - {method.type}
-        if method.type not in ("supervised", "dpo") or others:
+        others = {"supervised", "dpo", "reinforcement"} - {method.type}
+        if method.type not in ("supervised", "dpo") or any(
+            getattr(method, name) is not None for name in others
+        ):
             raise UnsupportedMethod(param="method")
     if method is not None and method.type == "dpo":
         if asked.hyperparameters is not None:
@@ -314,10 +315,6 @@ def _data_set(session: Session, project_id: str, file_id: str, param: str) -> Fi
             param=param,
         )
     return file
-
-
-def _check_shape(storage: Storage, file: File, shape: type[Row], param: str) -> None:
-    check_first_row(storage.lines(file.storage_key), shape, param=param)
 
 
 def _tuning(storage: Storage, model: ModelVersion) -> TuningProtection | None:
