@@ -34,13 +34,13 @@ from models.fair_queue import claim_next
 from models.job import Job, JobKind, Lease, LeaseLost, Stage, append_event, claim, fail
 from models.methods import LisaConfig, RepNoiseConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
-from models.rows import Conversation
+from models.rows import Pair, Row
 from models.safety_set import balanced
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.certify.job import certify
-from worker.data import Example, check_prompts, encode_rows
+from worker.data import Encoded, Example, check_prompts, encode_data_set, encode_rows
 from worker.leased_job import LeasedJob
 from worker.measure import measure
 from worker.protection import record, safety_rows, settle, tell_fall
@@ -131,7 +131,7 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
         return
     work = read_work(job.id, shop)
     training = _training_rows(work, shop.storage)
-    validation = read_rows(work.validation_file, shop.storage, "validation_file")
+    validation = read_rows(work.validation_file, shop.storage, "validation_file", work.row_shape)
     known = _known_warnings(work, training)
     version = _made_version(work, shop)
     if version is None:
@@ -161,7 +161,7 @@ def _made_version(work: Work, shop: Workshop) -> ModelVersion | None:
         return version if version is not None and version.job_id == work.job_id else None
 
 
-def _known_warnings(work: Work, training: list[Conversation]) -> list[EvaluationWarning]:
+def _known_warnings(work: Work, training: list[Row]) -> list[EvaluationWarning]:
     """Say before anything is trained what will make the scores mean less."""
     # The safety set's own rows were compared when it was loaded.
     if work.kind == JobKind.ALIGN:
@@ -173,30 +173,30 @@ def _known_warnings(work: Work, training: list[Conversation]) -> list[Evaluation
 def _make_version(
     job: LeasedJob,
     work: Work,
-    training: list[Conversation],
-    validation: list[Conversation],
+    training: list[Row],
+    validation: list[Row],
     shop: Workshop,
 ) -> ModelVersion:
     # Rows are tokenized before the base is loaded: a faulty row must cost no GPU time.
     tokenizer = load_tokenizer(shop.folder(work.root))
     limit = work.recipe.train.max_length
     added = safety_rows(work, len(training))
-    examples = encode_rows(training, tokenizer, limit)
-    examples += encode_rows(added, tokenizer, limit, param="safety_set")
+    encoded = encode_data_set(training, tokenizer, limit)
+    encoded.examples.extend(encode_rows(added, tokenizer, limit, param="safety_set"))
     simulated = _simulated(work, tokenizer)
-    encode_rows(validation, tokenizer, limit, param="validation_file")
+    encode_data_set(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
     base = shop.base(work.root)
     with to_train(base, work, shop) as model:
-        result = _train(job, work, base, model, examples, len(added), simulated, shop)
+        result = _train(job, work, base, model, encoded, len(added), simulated, shop)
         return _store(job, work, base, model, result, len(added), shop)
 
 
-def _training_rows(work: Work, storage: Storage) -> list[Conversation]:
+def _training_rows(work: Work, storage: Storage) -> list[Row]:
     if work.kind == JobKind.ALIGN:
         return list(work.safety.alignment)
-    return read_rows(work.training_file, storage, "training_file")
+    return read_rows(work.training_file, storage, "training_file", work.row_shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +225,16 @@ def _train(
     work: Work,
     base: LoadedBase,
     model: PreTrainedModel | PeftModel,
-    examples: list[Example],
+    encoded: Encoded,
     added: int,
     simulated: _Simulated,
     shop: Workshop,
 ) -> TrainResult:
     recipe = work.recipe
-    rows = f"{len(examples) - added} rows" + (f" and {added} safety rows" if added else "")
+    noun = "pairs" if work.row_shape is Pair else "rows"
+    rows = f"{len(encoded.examples) - added} {noun}" + (
+        f" and {added} safety rows" if added else ""
+    )
     job.enter(Stage.TRAIN, f"Training on {rows}, {recipe.train.steps} steps.")
     limit = recipe.train.max_length
     safety = work.safety.alignment if isinstance(recipe.method, LisaConfig | SafeGradConfig) else ()
@@ -247,12 +250,13 @@ def _train(
     result = train(
         model,
         rule_for(recipe.method),
-        examples,
+        encoded.examples,
         recipe.train,
         pad_id=base.pad_id,
         harmful=simulated.harmful,
         refusals=simulated.refusals,
         safety=encode_rows(safety, base.tokenizer, limit, param="safety_set"),
+        non_preferred=encoded.non_preferred,
         canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
         canary_every=recipe.canary_every,
         canary_stop=recipe.tuning.canary_stop,

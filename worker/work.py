@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from models.file import File, get_file
 from models.hyperparameters import LoraConfig, Recipe
 from models.job import Job, JobKind
-from models.methods import BoosterConfig
+from models.methods import BoosterConfig, DpoConfig
 from models.model_version import ModelVersion, get_version
-from models.rows import Conversation, read_conversations
+from models.rows import Conversation, Pair, Row, read_data_set
 from models.safety_set import SafetySet
 from models.session import SessionFactory
 from models.storage import Storage
@@ -70,6 +70,11 @@ class Work:
     validation_file: File | None
     safety: SafetySet
 
+    @property
+    def row_shape(self) -> type[Row]:
+        """What the rows of its files must be."""
+        return Pair if isinstance(self.recipe.method, DpoConfig) else Conversation
+
 
 def read_work(job_id: str, shop: Workshop) -> Work:
     """Read the job, its lineage, its files' rows in the database, and its safety set.
@@ -99,9 +104,15 @@ def read_work(job_id: str, shop: Workshop) -> Work:
         )
 
 
-def read_rows(file: File | None, storage: Storage, param: str) -> list[Conversation]:
-    """Read a data set's rows; none when the job names no such file."""
-    return read_conversations(storage.lines(file.storage_key), param=param) if file else []
+def read_rows(
+    file: File | None, storage: Storage, param: str, shape: type[Row] = Conversation
+) -> list[Row]:
+    """Read a data set's rows; none when the job names no such file.
+
+    Raises:
+        InvalidRows: naming every row that is faulty or not of this shape.
+    """
+    return read_data_set(storage.lines(file.storage_key), shape, param=param) if file else []
 
 
 def root_folder(root: ModelVersion, storage: Storage, cache: Path) -> Path:

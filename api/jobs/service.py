@@ -20,7 +20,11 @@ from models.api_key import Project
 from models.base import new_id
 from models.errors import DomainError
 from models.file import File, get_file
-from models.hyperparameters import FinetuneHyperparameters, resolve_finetune
+from models.hyperparameters import (
+    DpoHyperparameters,
+    FinetuneHyperparameters,
+    resolve_finetune,
+)
 from models.job import Job, JobEvent, JobKind, JobNotFound, append_event, cancel, lock_job
 from models.model_version import (
     Gate,
@@ -29,6 +33,7 @@ from models.model_version import (
     VersionKind,
     get_version,
 )
+from models.rows import Conversation, Pair, check_first_row
 from models.safety_set import HEADER, parse_header
 from models.storage import Storage
 from models.tuning import TuningProtection
@@ -49,7 +54,7 @@ class ModelNotAligned(DomainError):
 
 
 class UnsupportedMethod(DomainError):
-    """Only the method 'supervised' is supported."""
+    """The methods are 'supervised' and 'dpo', each with its own parameters only."""
 
     code = "unsupported_method"
 
@@ -84,7 +89,9 @@ def create_finetune(
         FileNotFound: a file is absent or another project's.
         WrongPurpose: a file is not a data set.
         TooFewRows: the training file has fewer than ten rows.
-        UnsupportedMethod: another method than supervised fine-tuning.
+        UnsupportedMethod: another method than these two.
+        InvalidRows: a file's rows are not of the kind that the method learns from.
+        ProtectionNeedsRows: pairs of answers, on a model whose provider mixes safety rows into training.
         UnsupportedOption: integrations, or two contradicting sets of hyper-parameters.
         TooManySteps: the job would be longer than any that is accepted.
         LearningRateTooHigh: the model's provider allows no such rate.
@@ -98,6 +105,7 @@ def create_finetune(
     if asked.integrations:
         raise UnsupportedOption("Integrations are not supported.", param="integrations")
     model = tunable(session, asked.model, project.id)
+    shape = Pair if isinstance(hyperparameters, DpoHyperparameters) else Conversation
     training = _data_set(session, project.id, asked.training_file, "training_file")
     rows = training.rows or 0
     if rows < MIN_ROWS:
@@ -105,9 +113,11 @@ def create_finetune(
             f"Training file has {rows} example(s), but must have at least {MIN_ROWS} examples.",
             param="training_file",
         )
+    check_first_row(storage.lines(training.storage_key), shape, param="training_file")
     validation = None
     if asked.validation_file is not None:
         validation = _data_set(session, project.id, asked.validation_file, "validation_file")
+        check_first_row(storage.lines(validation.storage_key), shape, param="validation_file")
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
     recipe = resolve_finetune(hyperparameters, rows=rows, seed=seed, tuning=_tuning(storage, model))
     job = Job(
@@ -145,15 +155,26 @@ def tuned_name(root_id: str, project: Project, suffix: str | None) -> str:
 
 
 def chosen_hyperparameters(asked: CreateJob) -> FinetuneHyperparameters:
-    """Give the hyper-parameters from whichever of their two places was used.
+    """Give the hyper-parameters from whichever of their two places was used; their type says the method.
 
     Raises:
-        UnsupportedMethod: the method is not supervised fine-tuning.
+        UnsupportedMethod: the method is neither of the two, or comes with another's parameters.
         UnsupportedOption: both places are filled, and differ.
     """
     method = asked.method
-    if method is not None and (method.type != "supervised" or method.dpo or method.reinforcement):
-        raise UnsupportedMethod(param="method")
+    if method is not None:
+        others = {"supervised", "dpo", "reinforcement"} - {method.type}
+        if method.type not in ("supervised", "dpo") or any(
+            getattr(method, name) is not None for name in others
+        ):
+            raise UnsupportedMethod(param="method")
+    if method is not None and method.type == "dpo":
+        if asked.hyperparameters is not None:
+            raise UnsupportedOption(
+                "`hyperparameters` is for supervised fine-tuning. Send `method.dpo.hyperparameters`.",
+                param="hyperparameters",
+            )
+        return (method.dpo and method.dpo.hyperparameters) or DpoHyperparameters()
     nested = method.supervised.hyperparameters if method and method.supervised else None
     if nested is not None and asked.hyperparameters is not None and nested != asked.hyperparameters:
         raise UnsupportedOption(

@@ -15,6 +15,7 @@ from models.base import unix
 from models.certification import CertificationPlan
 from models.hyperparameters import Recipe
 from models.job import Job, JobKind, JobStatus
+from models.methods import DpoConfig
 from models.model_version import ModelVersion
 
 
@@ -141,10 +142,12 @@ def _hyperparameters(job: Job, recipe: Recipe) -> dict[str, float | int | str]:
             "batch_size": recipe.train.batch_size,
             "learning_rate": recipe.train.learning_rate,
         }
+    beta = {"beta": recipe.method.beta} if isinstance(recipe.method, DpoConfig) else {}
     return {
         "n_epochs": recipe.n_epochs or 1,
         "batch_size": recipe.train.batch_size,
         "learning_rate_multiplier": recipe.learning_rate_multiplier or 1.0,
+        **beta,
     }
 
 
@@ -155,10 +158,8 @@ def _method(
 
     An alignment is supervised training too; how its gradient is made stands in a key of its own.
     """
-    method: dict[str, object] = {
-        "type": "supervised",
-        "supervised": {"hyperparameters": hyperparameters},
-    }
+    kind = "dpo" if isinstance(recipe.method, DpoConfig) else "supervised"
+    method: dict[str, object] = {"type": kind, kind: {"hyperparameters": hyperparameters}}
     if job.kind == JobKind.ALIGN:
         method["alignment"] = recipe.method.model_dump(mode="json")
     return method

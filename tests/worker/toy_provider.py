@@ -18,7 +18,7 @@ from models.file import File, content_key
 from models.hyperparameters import Balance, LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
 from models.job import Job, JobEvent, JobKind, lock_job, requeue_lost
 from models.judges import RefusalStringsSpec
-from models.methods import AlignmentMethod
+from models.methods import AlignmentMethod, DpoConfig
 from models.model_version import ModelVersion, VersionKind
 from models.policy import PolicyRules, SafetyPolicy
 from models.rows import Conversation
@@ -146,7 +146,7 @@ def add_job(
     result: str,
     training: File | None = None,
     validation: File | None = None,
-    method: AlignmentMethod | None = None,
+    method: AlignmentMethod | DpoConfig | None = None,
     parameters: Parameters = "adapter",
     balance: Balance = "none",
     steps: int = 4,
@@ -200,7 +200,12 @@ class Provider:
             return add_job(session, self.project, self.base, result=result, **options).id  # type: ignore[arg-type]
 
     def finetune(
-        self, rows: list[dict[str, object]], start: ModelVersion | None = None, **options: object
+        self,
+        rows: list[dict[str, object]],
+        start: ModelVersion | None = None,
+        *,
+        result: str = "ft:toy-base:org:mine:1",
+        **options: object,
     ) -> str:
         with self.shop.sessions.begin() as session:
             file = add_file(session, self.shop.storage, self.project, self.folder, rows)
@@ -208,7 +213,7 @@ class Provider:
                 session,
                 self.project,
                 start or self.base,
-                result="ft:toy-base:org:mine:1",
+                result=result,
                 training=file,
                 validation=file,
                 **options,  # type: ignore[arg-type]
