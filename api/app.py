@@ -26,6 +26,7 @@ from api.openapi import describe
 from api.queue import Doorbell
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
+from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
 from models.session import make_engine, session_factory
 from models.settings import Settings
@@ -71,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     for router in (inference, keys, health.router):
         app.include_router(router)
+    app.include_router(webhooks)
     mount_dashboard(app, settings)
     describe(app)
     # The last added is the outermost.

@@ -11,6 +11,7 @@ from models.job import Job, JobEvent
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.stored_certificate import StoredCertificate
+from models.webhook import WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 __all__ = [
     "ApiKey",
@@ -23,4 +24,7 @@ __all__ = [
     "Project",
     "SafetyPolicy",
     "StoredCertificate",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
 ]
