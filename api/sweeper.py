@@ -171,6 +171,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
     log.info("sweeper_stopped")
 
 
+def _deliver(settings: Settings, stop: threading.Event) -> None:
+    try:
+        delivery.run(settings, stop)
+    except Exception:
+        # Whoever watches this process starts it again; a sweeper that is alive and silent helps nobody.
+        log.exception("deliverer_failed")
+        stop.set()
+
+
 def main() -> None:
     """Run until SIGTERM or Ctrl-C."""
     settings = Settings()
@@ -183,7 +192,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     # Beside the sweeps: a receiver that does not answer must keep no job waiting.
-    deliverer = threading.Thread(target=delivery.run, args=(settings, stop), name="webhooks")
+    deliverer = threading.Thread(target=_deliver, args=(settings, stop), name="webhooks")
     deliverer.start()
     run(settings, stop)
     deliverer.join()

@@ -19,7 +19,7 @@ from secrets import SystemRandom
 from typing import ParamSpec, TypeVar
 
 import structlog
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -212,8 +212,14 @@ async def attempt(sender: Sender, box: SecretBox, claim: Claim) -> Outcome:
 
 
 def forget_old(session: Session) -> int:
-    """Delete what ended long ago; give how many deliveries that were."""
-    before = utc_now() - KEPT
+    """Delete what ended long ago, and secrets that no longer sign; give how many deliveries that were."""
+    now = utc_now()
+    before = now - KEPT
+    session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.old_secret_expires_at < now)
+        .values(old_sealed_secret=None, old_secret_expires_at=None)
+    )
     forgotten = session.execute(
         delete(WebhookDelivery).where(
             WebhookDelivery.created_at < before, WebhookDelivery.status != DeliveryStatus.PENDING

@@ -360,6 +360,16 @@ class TestForgetting:
             assert len(session.scalars(select(WebhookEvent)).all()) == 2
         assert old.id not in {left.id for left in outbox.deliveries()}
 
+    def test_secrets_that_no_longer_sign_go(self, outbox: Outbox) -> None:
+        old = {"old_sealed_secret": "sealed"}
+        ended = outbox.endpoint("https://a.test/", **old, old_secret_expires_at=utc_now())
+        later = utc_now() + timedelta(hours=1)
+        valid = outbox.endpoint("https://b.test/", **old, old_secret_expires_at=later)
+        with outbox.sessions.begin() as session:
+            forget_old(session)
+        assert outbox.show(ended).old_sealed_secret is None
+        assert outbox.show(valid).old_sealed_secret == "sealed"
+
 
 class TestRun:
     @pytest.fixture
