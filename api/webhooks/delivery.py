@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ import structlog
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from api.webhooks.sender import TIMEOUT_SECONDS, Message, NotDelivered, Sender
 from api.webhooks.signing import SecretBox, SecretUnreadable
@@ -93,13 +93,14 @@ class Outcome:
         return self.status is not None and 200 <= self.status < 300
 
 
-def claim_due(session: Session, *, limit: int, busy: Collection[str] = ()) -> list[Claim]:
-    """Take what is due, at most one delivery for each endpoint, the longest due first.
+def claim_due(session: Session, *, limit: int) -> list[Claim]:
+    """Take what is due, the longest due first; nothing for endpoints that are just being sent to.
+
+    So a receiver that is slow takes one place and not every one.
 
     Args:
         session: its transaction is to be committed before anything is sent.
         limit: how many at most.
-        busy: endpoints that are being sent to: a slow one must not take every place.
     """
     now = utc_now()
     is_due = (
@@ -107,11 +108,20 @@ def claim_due(session: Session, *, limit: int, busy: Collection[str] = ()) -> li
         WebhookDelivery.next_attempt_at <= now,
         or_(WebhookDelivery.leased_until.is_(None), WebhookDelivery.leased_until < now),
     )
+    leased = aliased(WebhookDelivery)
+    is_sent_to = (
+        select(leased.id)
+        .where(
+            leased.endpoint_id == WebhookDelivery.endpoint_id,
+            leased.status == DeliveryStatus.PENDING,
+            leased.leased_until >= now,
+        )
+        .exists()
+    )
     first = (
         select(WebhookDelivery.id)
         .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-        .where(*is_due, WebhookEndpoint.disabled_at.is_(None))
-        .where(WebhookDelivery.endpoint_id.not_in(busy))
+        .where(*is_due, WebhookEndpoint.disabled_at.is_(None), ~is_sent_to)
         .ext(distinct_on(WebhookDelivery.endpoint_id))
         .order_by(WebhookDelivery.endpoint_id, WebhookDelivery.next_attempt_at)
         .subquery()
@@ -209,6 +219,10 @@ async def attempt(sender: Sender, box: SecretBox, claim: Claim) -> Outcome:
         return Outcome(error="secret_unreadable")
     except NotDelivered as fault:
         return Outcome(error=fault.reason)
+    except Exception:
+        # Unrecorded it would be tried for ever.
+        log.exception("webhook_attempt_failed", delivery_id=claim.delivery_id)
+        return Outcome(error="internal_error")
 
 
 def forget_old(session: Session) -> int:
@@ -241,7 +255,7 @@ class Deliverer:
         self._sessions = sessions
         self._sender = sender
         self._box = box
-        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         # Apart from the threads for names: a slow name server must not keep results from being written.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="webhook-database")
         self._forget_at = utc_now()
@@ -254,11 +268,11 @@ class Deliverer:
         if utc_now() >= self._forget_at:
             self._forget_at = utc_now() + FORGET_EVERY
             await self._in_thread(self._forget)
-        claims = await self._in_thread(self._claim, room, frozenset(self._sending))
+        claims = await self._in_thread(self._claim, room)
         for claim in claims:
             task = asyncio.create_task(self._deliver(claim))
-            self._sending[claim.endpoint_id] = task
-            task.add_done_callback(partial(self._forget_task, claim.endpoint_id))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
         return len(claims)
 
     @property
@@ -267,9 +281,12 @@ class Deliverer:
         return bool(self._sending)
 
     async def finish(self, seconds: float = FINISH_SECONDS) -> None:
-        """Wait for the messages that are under way, but not for ever."""
+        """Wait for the messages that are under way, but not for ever. Nothing can be started afterwards."""
         if self._sending:
-            await asyncio.wait(self._sending.values(), timeout=seconds)
+            _, left = await asyncio.wait(self._sending, timeout=seconds)
+            for task in left:
+                task.cancel()
+        self._threads.shutdown(wait=False)
 
     async def _deliver(self, claim: Claim) -> None:
         try:
@@ -279,14 +296,11 @@ class Deliverer:
             # The lease runs out and the message is sent again: twice is better than never.
             log.warning("webhook_not_recorded", kind=type(error).__name__)
         except Exception:
-            log.exception("webhook_attempt_failed", delivery_id=claim.delivery_id)
+            log.exception("webhook_not_recorded", delivery_id=claim.delivery_id)
 
-    def _forget_task(self, endpoint_id: str, _task: asyncio.Task[None]) -> None:
-        self._sending.pop(endpoint_id, None)
-
-    def _claim(self, limit: int, busy: Collection[str]) -> list[Claim]:
+    def _claim(self, limit: int) -> list[Claim]:
         with self._sessions.begin() as session:
-            return claim_due(session, limit=limit, busy=busy)
+            return claim_due(session, limit=limit)
 
     def _record(self, claim: Claim, outcome: Outcome) -> None:
         with self._sessions.begin() as session:

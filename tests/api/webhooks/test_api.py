@@ -12,17 +12,19 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai import AsyncOpenAI, OpenAI
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from api.webhooks.service import MAX_ENDPOINTS
 from models.api_key import Project, Scope
 from models.base import utc_now
+from models.model_version import ModelVersion
 from models.settings import Settings
 from models.webhook import (
     MAX_ATTEMPTS,
     DeliveryStatus,
     WebhookDelivery,
     WebhookEndpoint,
+    WebhookEvent,
     WebhookEventType,
     publish,
 )
@@ -356,6 +358,53 @@ class TestSample:
         address = f"/v1/webhook_endpoints/{made['id']}/test"
         refused = customer.client.post(address, json={"event_type": "video.completed"})
         assert refused.json()["error"]["param"] == "event_type"
+
+
+class TestWhatIsTold:
+    """Through the routes that decide, to the outbox."""
+
+    @staticmethod
+    def told(place: Place, tenant: Tenant) -> list[str]:
+        query = select(WebhookEvent.type).where(WebhookEvent.project_id == tenant.project.id)
+        return sorted(place.session.scalars(query))
+
+    @pytest.mark.parametrize(
+        ("decision", "types"),
+        [
+            ("release", ["fine_tuning.job.succeeded", "titer.model.released"]),
+            ("reject", ["fine_tuning.job.failed", "titer.model.blocked"]),
+        ],
+    )
+    def test_a_persons_decision(
+        self,
+        customer: Tenant,
+        operator: Tenant,
+        place: Place,
+        aligned: ModelVersion,
+        decision: str,
+        types: list[str],
+    ) -> None:
+        make(customer, event_types=list(WebhookEventType))
+        make(operator, event_types=list(WebhookEventType))
+        version, _ = place.held(customer.project, aligned)
+        place.session.commit()
+        place.session.execute(delete(WebhookDelivery))
+        place.session.execute(delete(WebhookEvent))
+        place.session.commit()
+        address = f"/v1/models/{version.id}/review"
+        body = {"decision": decision, "reason": "Looked at."}
+        assert operator.client.post(address, json=body).status_code == 200
+        assert self.told(place, customer) == types
+        assert self.told(place, operator) == [], "another project's model"
+
+    def test_a_cancel(self, customer: Tenant, place: Place, aligned: ModelVersion) -> None:
+        make(customer, event_types=list(WebhookEventType))
+        job = place.job(customer.project, aligned)
+        place.session.commit()
+        address = f"/v1/fine_tuning/jobs/{job.id}/cancel"
+        assert customer.client.post(address).status_code == 200
+        assert customer.client.post(address).status_code == 409
+        assert self.told(place, customer) == ["fine_tuning.job.cancelled"]
 
 
 class TestDeliveries:

@@ -67,5 +67,5 @@ def test_every_reason_for_no_answer_is_named() -> None:
             r'(?:NotDelivered\(\s*|Outcome\(error=)"([a-z_]+)"', path.read_text()
         )
     }
-    assert len(reasons) == 7
+    assert len(reasons) == 8
     assert {reason for reason in reasons if f"`{reason}`" not in PAGE} == set()
