@@ -194,8 +194,11 @@ def main() -> None:
     # Beside the sweeps: a receiver that does not answer must keep no job waiting.
     deliverer = threading.Thread(target=_deliver, args=(settings, stop), name="webhooks")
     deliverer.start()
-    run(settings, stop)
-    deliverer.join()
+    try:
+        run(settings, stop)
+    finally:
+        stop.set()
+        deliverer.join()
 
 
 if __name__ == "__main__":
