@@ -207,10 +207,13 @@ def publish(
 @listens_for(Session, "before_flush")
 def _announce(session: Session, _context: UOWTransaction, _instances: object) -> None:
     """Publish what the flush is about to write, if it is something to be told."""
-    for changed in [*session.dirty, *session.new]:
+    dirty, new = list(session.dirty), list(session.new)
+    for changed in dirty:
         if isinstance(changed, Job) and _is_changed(changed, "status"):
             _announce_job(session, changed)
-        elif isinstance(changed, ModelVersion) and _is_changed(changed, "gate"):
+    # A job never begins where it ends, but a model may be decided on as it is made.
+    for changed in [*dirty, *new]:
+        if isinstance(changed, ModelVersion) and _is_changed(changed, "gate"):
             _announce_model(session, changed)
 
 
@@ -234,5 +237,7 @@ def _announce_model(session: Session, version: ModelVersion) -> None:
     job = session.get(Job, version.job_id) if version.job_id is not None else None
     project_id = version.project_id or (job.project_id if job is not None else None)
     if type is not None and project_id is not None:
-        facts = {"id": version.id, "job": version.job_id, "reasons": list(version.gate_reasons)}
+        # Before the first flush a column has no default yet.
+        reasons = list(version.gate_reasons or ())
+        facts = {"id": version.id, "job": version.job_id, "reasons": reasons}
         publish(session, project_id, type, facts)

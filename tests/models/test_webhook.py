@@ -130,6 +130,12 @@ class TestGates:
         assert told(session) == [(f"titer.model.{word}", version.id)]
         assert session.scalars(select(WebhookEvent)).one().data["reasons"] == ["HS is 12%."]
 
+    def test_one_that_is_decided_on_as_it_is_made(self, session: Session, project: Project) -> None:
+        make_endpoint(session, project)
+        version = make_version(session, project, gate=Gate.RELEASED)
+        assert told(session) == [("titer.model.released", version.id)]
+        assert session.scalars(select(WebhookEvent)).one().data["reasons"] == []
+
     def test_an_aligned_models_is_told_to_the_project_of_its_job(
         self, session: Session, project: Project
     ) -> None:
