@@ -17,6 +17,8 @@ from api.certification.routes import certificates
 from api.certification.routes import router as certification
 from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
+from api.event_stream.routes import router as event_stream
+from api.event_stream.service import Slots
 from api.files.routes import router as files
 from api.inference.routes import router as inference
 from api.inference.service import make_client
@@ -29,6 +31,7 @@ from api.queue import Doorbell
 from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
+from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
 from models.session import make_engine, session_factory
 from models.settings import Settings
@@ -70,11 +73,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.storage = Storage(settings.storage_url)
     app.state.doorbell = doorbell
     app.state.rate_limiter = RateLimiter(settings)
+    app.state.event_slots = Slots(settings.max_event_streams)
     install_error_handlers(app)
     # Certificates before the registry: a model's name takes every path that follows it.
     for router in (files, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
     for router in (inference, keys, organization, health.router):
+        app.include_router(router)
+    for router in (webhooks, event_stream):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)

@@ -4,6 +4,8 @@
 * running jobs whose worker fell silent: queued again, or given up after too many losses
 * held models that nobody decided on in time: blocked
 
+The same process delivers webhooks (`api.webhooks.delivery`), in a thread of its own.
+
 Run `python -m api.sweeper`; any number of them may run, for each step takes the job's row lock and looks again.
 """
 
@@ -22,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from api.queue import Doorbell, ring
 from api.registry.service import expire_review
+from api.webhooks import delivery
 from models.base import utc_now
 from models.job import Job, JobStatus, Stage, lock_job, requeue_lost
 from models.log import configure_logging
@@ -168,6 +171,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
     log.info("sweeper_stopped")
 
 
+def _deliver(settings: Settings, stop: threading.Event) -> None:
+    try:
+        delivery.run(settings, stop)
+    except Exception:
+        # Whoever watches this process starts it again; a sweeper that is alive and silent helps nobody.
+        log.exception("deliverer_failed")
+        stop.set()
+
+
 def main() -> None:
     """Run until SIGTERM or Ctrl-C."""
     settings = Settings()
@@ -179,7 +191,14 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
-    run(settings, stop)
+    # Beside the sweeps: a receiver that does not answer must keep no job waiting.
+    deliverer = threading.Thread(target=_deliver, args=(settings, stop), name="webhooks")
+    deliverer.start()
+    try:
+        run(settings, stop)
+    finally:
+        stop.set()
+        deliverer.join()
 
 
 if __name__ == "__main__":

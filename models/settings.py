@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.project import Quotas
@@ -19,6 +19,7 @@ from models.project import Quotas
 PREFIX = "TITER_"
 # Read by the command line alone: where the service is, and who is asking.
 CLIENT_VARIABLES = frozenset({"TITER_URL", "TITER_API_KEY", "TITER_STATE"})
+MIN_KEY_CHARACTERS = 32
 
 
 def _named(name: str) -> AliasChoices:
@@ -58,6 +59,14 @@ class Settings(BaseSettings):
     # Set it where the service is reached over HTTPS, so that cookies never travel in the clear.
     https_only: bool = False
 
+    # Seals the secrets that webhooks are signed with; empty: there are no webhooks. Changed: every endpoint's
+    # secret must be rotated.
+    webhook_key: SecretStr = SecretStr("")
+    # Lets webhooks go over plain HTTP and to private addresses. For development alone.
+    webhook_allow_private: bool = False
+    # Streams of job events that one api process keeps open at once.
+    max_event_streams: int = Field(200, ge=1, le=10_000)
+
     max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
     max_request_bytes: int = Field(2 * 1024 * 1024, ge=1)
 
@@ -91,6 +100,13 @@ class Settings(BaseSettings):
             training_tokens_month=self.quota_training_tokens_month,
             gpu_seconds_month=self.quota_gpu_seconds_month,
         )
+
+    @field_validator("webhook_key")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr) -> SecretStr:
+        if value and len(value.get_secret_value()) < MIN_KEY_CHARACTERS:
+            raise ValueError(f"must have at least {MIN_KEY_CHARACTERS} characters")
+        return value
 
     @model_validator(mode="before")
     @classmethod

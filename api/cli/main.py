@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import certify, files, jobs, keys, models, projects, service
+from api.cli import certify, files, jobs, keys, models, projects, service, webhooks
 from api.cli.chat import chat
 from api.cli.connection import Connection
 from api.cli.evaluate import evaluate
@@ -48,6 +48,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
 app.command()(projects.usage)
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(chat)
 app.command()(service.up)
 app.command()(service.demo)

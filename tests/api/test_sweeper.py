@@ -18,11 +18,16 @@ from sqlalchemy.orm import sessionmaker
 
 from api import sweeper
 from api.sweeper import RING_AGAIN, SweepReport, run, sweep
+from api.webhooks.signing import SecretBox, new_secret
 from models.base import utc_now
-from models.job import JobEvent, JobStatus, Stage, claim
+from models.job import JobEvent, JobStatus, Stage, cancel, claim
 from models.model_version import Gate, ModelVersion
+from models.session import make_engine, session_factory
 from models.settings import Settings
 from tests.api.conftest import Place, SilentDoorbell
+from tests.api.webhooks.receiver import receiving
+from tests.models.factories import make_job, make_project
+from tests.models.test_webhook import make_endpoint
 
 Sweep = Callable[[], SweepReport]
 
@@ -162,25 +167,46 @@ class TestLoop:
         assert len(calls) == 2
 
     @pytest.mark.processes
-    def test_the_process_ends_cleanly_at_sigterm(
+    def test_the_process_delivers_webhooks_and_ends_cleanly_at_sigterm(
         self, database_url: str, redis_url: str, tmp_path: Path
     ) -> None:
+        key = "k" * 32
         environment = {
             **os.environ,
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "STORAGE_URL": tmp_path.as_uri(),
             "TITER_SWEEP_SECONDS": "0.05",
+            "TITER_WEBHOOK_KEY": key,
+            "TITER_WEBHOOK_ALLOW_PRIVATE": "true",
         }
-        with subprocess.Popen(
-            [sys.executable, "-m", "api.sweeper"], env=environment, stderr=subprocess.PIPE
-        ) as process:
+        secret = new_secret()
+        with (
+            receiving() as receiver,
+            subprocess.Popen(
+                [sys.executable, "-m", "api.sweeper"], env=environment, stderr=subprocess.PIPE
+            ) as process,
+        ):
             assert process.stderr is not None
-            first = process.stderr.readline()
-            time.sleep(0.2)
+            first = process.stderr.readline() + process.stderr.readline()
+            engine = make_engine(database_url)
+            with session_factory(engine).begin() as session:
+                project = make_project(session)
+                sealed = SecretBox(key).seal(secret)
+                make_endpoint(session, project, url=receiver.url, sealed_secret=sealed)
+                job = make_job(session, project)
+                session.flush()
+                cancel(session, job)
+            engine.dispose()
+            deadline = time.monotonic() + 30
+            while not receiver.received and time.monotonic() < deadline:
+                time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
             rest = process.stderr.read()
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
+        assert receiver.received[0].unwrap(secret).data.id == job.id
         assert b"sweeper_started" in first
+        assert b"deliverer_started" in first
         assert b"sweeper_stopped" in rest
+        assert b"deliverer_stopped" in rest
         assert b"Traceback" not in rest
