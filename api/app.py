@@ -14,6 +14,7 @@ from api import health
 from api.alignment.routes import router as alignment
 from api.certification.routes import certificates
 from api.certification.routes import router as certification
+from api.completions.routes import router as completions
 from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
 from api.files.routes import router as files
@@ -22,6 +23,7 @@ from api.inference.service import make_client
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
 from api.limits import BodyLimit
+from api.moderations.routes import router as moderations
 from api.openapi import describe
 from api.queue import Doorbell
 from api.registry.routes import router as registry
@@ -69,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Certificates before the registry: a model's name takes every path that follows it.
     for router in (files, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
-    for router in (inference, keys, health.router):
+    for router in (inference, completions, moderations, keys, health.router):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)

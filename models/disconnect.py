@@ -6,12 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
+from models.errors import DomainError
+
 T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
-class ClientGone(Exception):
+class ClientGone(DomainError):
     """Nobody waits for the answer any more."""
+
+    # Never read by anybody but the log: the status that proxies have for it.
+    status_code = 499
+    code = "client_gone"
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -158,7 +158,7 @@ def _limit(base: LoadedBase, prompt_tokens: int, asked: Asked) -> int:
 
 
 def _check_tokens(base: LoadedBase, asked: Asked) -> None:
-    size = base.model.get_input_embeddings().weight.shape[0]
+    size = cast(torch.nn.Embedding, base.model.get_input_embeddings()).num_embeddings
     for token, _ in asked.sampling.logit_bias:
         if not 0 <= token < size:
             raise UnknownToken(

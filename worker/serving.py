@@ -22,7 +22,7 @@ from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from models.disconnect import ClientGone, unless_gone
+from models.disconnect import unless_gone
 from models.errors import DomainError, Unauthorized, Unavailable
 from models.log import configure_logging
 from models.model_version import ModelVersion, get_version
@@ -95,10 +95,6 @@ def create_serving(settings: Settings) -> FastAPI:
         field = ".".join(str(part) for part in first["loc"][1:])
         fault = DomainError(f"{field}: {first['msg']}", param=field)
         return JSONResponse({"error": envelope(fault)}, fault.status_code)
-
-    @app.exception_handler(ClientGone)
-    def client_gone(_: Request, __: ClientGone) -> Response:
-        return Response(status_code=499)  # Nobody reads it; the log's word for what happened.
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from api.deps import CallerDep, SessionDep
 from api.inference import service
 from api.inference.schemas import ChatRequest
+from models.disconnect import unless_gone
 
 router = APIRouter(prefix="/v1/chat", tags=["chat"])
 
@@ -27,8 +28,11 @@ CheckedDep = Annotated[ChatRequest, Depends(checked, scope="function")]
 @router.post("/completions", response_class=JSONResponse)
 async def complete(request: Request, asked: CheckedDep) -> Response:
     """Ask a released model. With `stream` the answer comes as server-sent events."""
-    response = await service.ask(request.app.state.serving, asked)
+    # A generation whose client has gone is given up: closing the connection tells the server behind.
+    response = await unless_gone(
+        request.receive, service.ask(request.app.state.serving, asked.to_serving())
+    )
     if asked.stream and response.status_code == 200:
         return StreamingResponse(service.stream(response), media_type="text/event-stream")
-    status, answer = await service.whole(response)
-    return JSONResponse(answer, status_code=status)
+    answer = await unless_gone(request.receive, service.whole(response))
+    return JSONResponse(answer.body, answer.status, answer.headers)

@@ -155,6 +155,7 @@ class TestRequest:
                 "max_completion_tokens": 5,
                 "stop": ["x"],
                 "seed": 1,
+                "n": 1,
                 "stream": False,
             }
         ]
@@ -162,12 +163,13 @@ class TestRequest:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("n", 2),
             ("tools", [{"type": "function"}]),
-            ("logprobs", True),
+            ("tool_choice", "required"),
+            ("functions", [{"name": "f"}]),
             ("response_format", {"type": "json_object"}),
-            ("presence_penalty", 1.0),
-            ("logit_bias", {"1": 2}),
+            ("modalities", ["text", "audio"]),
+            ("audio", {"voice": "x", "format": "wav"}),
+            ("web_search_options", {}),
             ("moderation", {}),
         ],
     )
@@ -192,6 +194,15 @@ class TestRequest:
             ({"max_tokens": 0}, "max_tokens"),
             ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
             ({"stop": ["a"] * 5}, "stop"),
+            ({"n": 0}, "n"),
+            ({"n": 9}, "n"),
+            ({"top_logprobs": 5}, "top_logprobs"),
+            ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+            ({"presence_penalty": 2.1}, "presence_penalty"),
+            ({"frequency_penalty": -2.1}, "frequency_penalty"),
+            ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+            ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+            ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
             ({"misspelt": 1}, "misspelt"),
         ],
     )

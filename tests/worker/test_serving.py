@@ -143,5 +143,3 @@ class TestAnswers:
         answer = client.post("/v1/chat/completions", json=long)
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "context_length_exceeded"
-
-
