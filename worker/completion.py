@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import structlog
 import torch
 from peft import PeftModel
 from transformers import (
@@ -20,7 +21,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from models.errors import DomainError
+from models.errors import DomainError, Unavailable
 from models.model_version import ModelVersion
 from models.rows import Message
 from models.storage import Storage
@@ -31,6 +32,8 @@ from worker.generation import answering, encode_prompt, stop_ids
 from worker.transcript import Piece, Transcript
 from worker.work import root_folder
 
+log = structlog.get_logger(__name__)
+
 DEFAULT_NEW_TOKENS = 512
 
 
@@ -38,6 +41,12 @@ class PromptTooLong(DomainError):
     """The prompt does not fit the model's context."""
 
     code = "context_length_exceeded"
+
+
+class ModelUnavailable(Unavailable):
+    """The model cannot be loaded at the moment. Try again, or tell the operator."""
+
+    code = "model_unavailable"
 
 
 class UnknownToken(DomainError):
@@ -115,12 +124,16 @@ class Speaker:
         Raises:
             PromptTooLong: the prompt does not fit, with what is to follow it.
             UnknownToken: a biased token is none of the model's.
-            BaseUnavailable: the base cannot be loaded here.
-            UnusableAdapter: the adapter does not fit.
+            ModelUnavailable: its files cannot be loaded here.
         """
         if is_unwanted():
             return
-        base, model = self._lend(version, root)
+        try:
+            base, model = self._lend(version, root)
+        except DomainError as error:
+            # Whatever is missing, it is not the caller's doing, as those errors would say.
+            log.warning("model_unavailable", code=error.code)
+            raise ModelUnavailable from error
         prompt = encode_prompt(base.tokenizer, asked.messages)
         limit = _limit(base, len(prompt), asked)
         _check_tokens(base, asked)

@@ -9,20 +9,21 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from api.completions import service
 from api.completions.schemas import CompletionRequest
-from api.deps import CallerDep, SessionDep
+from api.deps import CallerDep, app_transaction
 from api.inference.service import ask, check_access, whole
 from models.disconnect import unless_gone
 
 router = APIRouter(prefix="/v1", tags=["completions"])
 
 
-def checked(body: CompletionRequest, caller: CallerDep, session: SessionDep) -> CompletionRequest:
+def checked(request: Request, body: CompletionRequest, caller: CallerDep) -> CompletionRequest:
     """Let only requests through whose model the caller may use."""
-    check_access(session, body, project_id=caller.visible_project_id)
+    with app_transaction(request.app) as session:
+        check_access(session, body, project_id=caller.visible_project_id)
     return body
 
 
-CheckedDep = Annotated[CompletionRequest, Depends(checked, scope="function")]
+CheckedDep = Annotated[CompletionRequest, Depends(checked)]
 
 
 @router.post("/completions", response_class=JSONResponse)

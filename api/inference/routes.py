@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from api.deps import CallerDep, SessionDep
+from api.deps import CallerDep, app_transaction
 from api.inference import service
 from api.inference.schemas import ChatRequest
 from models.disconnect import unless_gone
@@ -15,14 +15,16 @@ from models.disconnect import unless_gone
 router = APIRouter(prefix="/v1/chat", tags=["chat"])
 
 
-def checked(body: ChatRequest, caller: CallerDep, session: SessionDep) -> ChatRequest:
+def checked(request: Request, body: ChatRequest, caller: CallerDep) -> ChatRequest:
     """Let only requests through whose model the caller may use."""
-    service.check_access(session, body, project_id=caller.visible_project_id)
+    # In a transaction of its own: the request's would hold its connection until the answer is there, which
+    # may take minutes.
+    with app_transaction(request.app) as session:
+        service.check_access(session, body, project_id=caller.visible_project_id)
     return body
 
 
-# The check runs in a thread and gives its connection back before the answer, which may take minutes.
-CheckedDep = Annotated[ChatRequest, Depends(checked, scope="function")]
+CheckedDep = Annotated[ChatRequest, Depends(checked)]
 
 
 @router.post("/completions", response_class=JSONResponse)

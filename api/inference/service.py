@@ -33,7 +33,7 @@ MAX_SENTENCE = 1_000
 DONE = b"data: [DONE]"
 ERROR = b'data: {"error"'
 #: What the built-in server says of itself with a 503; callers are told it as it is.
-TOLD = frozenset({"serving_busy", "judge_failed"})
+TOLD = frozenset({"serving_busy", "model_unavailable", "judge_failed"})
 
 
 class ServingUnavailable(Unavailable):

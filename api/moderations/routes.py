@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from api.deps import CallerDep, SessionDep, SettingsDep
+from api.deps import CallerDep, SettingsDep, app_transaction
 from api.moderations import service
 from api.moderations.schemas import ModerationObject, ModerationRequest
 from models.disconnect import unless_gone
@@ -16,19 +16,20 @@ router = APIRouter(prefix="/v1", tags=["moderations"])
 
 
 def chosen(
-    body: ModerationRequest, caller: CallerDep, session: SessionDep, settings: SettingsDep
+    request: Request, body: ModerationRequest, caller: CallerDep, settings: SettingsDep
 ) -> tuple[ModerationRequest, str]:
     """Find the model whose safety set names the judge."""
-    model = service.choose_model(
-        session,
-        body.model,
-        default=settings.moderation_model,
-        project_id=caller.visible_project_id,
-    )
+    with app_transaction(request.app) as session:
+        model = service.choose_model(
+            session,
+            body.model,
+            default=settings.moderation_model,
+            project_id=caller.visible_project_id,
+        )
     return body, model
 
 
-ChosenDep = Annotated[tuple[ModerationRequest, str], Depends(chosen, scope="function")]
+ChosenDep = Annotated[tuple[ModerationRequest, str], Depends(chosen)]
 
 
 @router.post("/moderations", response_model=ModerationObject)
