@@ -15,9 +15,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import openai
 import pytest
+import structlog
 from openai import AsyncOpenAI, OpenAI
 
 from api.app import create_app
@@ -29,11 +31,12 @@ from models.settings import Settings
 from models.storage import Storage
 from tests.api.server import serve
 from tests.conftest import fresh_database
-from tests.tiny_model import tiny_adapted
+from tests.tiny_model import tiny_adapted, tiny_tokenizer
 from tests.worker.toy_provider import BASE_ID, add_base
 from worker import completion, lora, serving
 from worker.base_models import load_model, load_tokenizer
 from worker.generation import encode_prompt, generate
+from worker.judgement import JudgeError
 from worker.serving import create_serving
 
 ALIGNED = "toy/base-aligned"
@@ -124,6 +127,14 @@ def served(template_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         address = stack.enter_context(serve(create_app(settings)))
         (project, key), (_, stranger), (_, operator) = keys
         yield Served(address, settings, folder, project, key, stranger, operator)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plain_log() -> None:
+    # Left to itself structlog draws tracebacks with every local variable, which takes seconds.
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()]
+    )
 
 
 @pytest.fixture
@@ -269,15 +280,14 @@ class TestChat:
         assert [entry.logprob for entry in streamed] == [entry.logprob for entry in content]
 
     def test_biases_and_penalties_change_what_is_said(self, client: OpenAI) -> None:
-        letter = ord("x")  # The tiny tokenizer's tokens are bytes, but not in their order.
-        tokenizer_id = _token_of(client, "x")
-        forced = ask(client, logit_bias={str(tokenizer_id): 100})
-        assert forced.choices[0].message.content == chr(letter) * 8
-        freed = ask(client, logit_bias={str(tokenizer_id): 100}, frequency_penalty=2)
-        assert freed.choices[0].message.content == chr(letter) * 8  # 100 outweighs 7 × 2.
-        banned = ask(client, logit_bias={str(tokenizer_id): -100})
-        assert chr(letter) not in banned.choices[0].message.content
-        repeated = {"logit_bias": {str(tokenizer_id): 4}, "max_completion_tokens": 24}
+        token = _token_of("x")
+        forced = ask(client, logit_bias={str(token): 100})
+        assert forced.choices[0].message.content == "x" * 8
+        freed = ask(client, logit_bias={str(token): 100}, frequency_penalty=2)
+        assert freed.choices[0].message.content == "x" * 8  # 100 outweighs 7 × 2.
+        banned = ask(client, logit_bias={str(token): -100})
+        assert "x" not in banned.choices[0].message.content
+        repeated = {"logit_bias": {str(token): 4}, "max_completion_tokens": 24}
         plain = ask(client, **repeated).choices[0].message.content
         for penalty in ("presence_penalty", "frequency_penalty"):
             said = ask(client, **repeated, **{penalty: 2}).choices[0].message.content
@@ -436,7 +446,7 @@ class TestModerations:
             assert len([name for name in shown if name != "harmful"]) == 13
             assert shown["harmful"] is result.flagged if result.flagged else True
             scores = result.category_scores.model_dump(by_alias=True)
-            assert {score for score in scores.values()} <= {0.0, 1.0}
+            assert set(scores.values()) <= {0.0, 1.0}
             assert result.category_applied_input_types.hate == ["text"]
         assert answer.model == "refusal-strings"
         assert answer.model_extra is not None
@@ -482,43 +492,45 @@ class TestModerations:
     def test_a_judge_that_fails_is_no_verdict(
         self, client: OpenAI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(_: object) -> Any:
-            raise serving_error
-
-        from worker.judgement import JudgeError
-
-        for serving_error, code in (
+        faults: list[tuple[Exception, str]] = [
             (JudgeError("The judge's model is gone."), "judge_failed"),
             (RuntimeError("x"), "serving_unavailable"),
-        ):
-            monkeypatch.setattr(serving, "open_judge", broken)
+        ]
+        for fault, code in faults:
+            monkeypatch.setattr(serving, "open_judge", Mock(side_effect=fault))
             with pytest.raises(openai.InternalServerError) as caught:
                 client.moderations.create(input="x")
             assert (caught.value.status_code, caught.value.code) == (503, code)
 
 
+class Brake:
+    """Lets generation wait at its first token until it is released or nobody wants it."""
+
+    def __init__(self) -> None:
+        self.began, self.released, self.given_up = (threading.Event() for _ in range(3))
+
+    def hold(self, watch: Any) -> None:
+        self.began.set()
+        while not self.released.wait(0.01):
+            if watch._is_unwanted():
+                self.given_up.set()
+                return
+
+
 class TestManyAtOnce:
     @pytest.fixture
-    def slow(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-        """Let generation wait at its first token until told."""
-        gate = threading.Event()
-        began = threading.Event()
-        original = completion.Watch.__call__
+    def brake(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Brake]:
+        brake, original = Brake(), completion.Watch.__call__
 
         def watched(self: Any, *arguments: Any, **named: Any) -> Any:
-            began.set()
-            while not gate.wait(0.01) and not self._is_unwanted():
-                pass
+            brake.hold(self)
             return original(self, *arguments, **named)
 
         monkeypatch.setattr(completion.Watch, "__call__", watched)
-        gate.began = began  # type: ignore[attr-defined]
-        yield gate
-        gate.set()
+        yield brake
+        brake.released.set()
 
-    def test_one_too_many_is_told_to_come_again(
-        self, served: Served, slow: threading.Event, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_one_too_many_is_told_to_come_again(self, served: Served, brake: Brake) -> None:
         async def go() -> None:
             async with AsyncOpenAI(
                 base_url=f"{served.address}/v1", api_key=served.key, max_retries=0
@@ -528,36 +540,82 @@ class TestManyAtOnce:
                     asyncio.create_task(client.chat.completions.create(**facts))
                     for _ in range(serving.CHAT_PLACES + 1)
                 ]
-                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                 (refused,) = done
                 error = refused.exception()
                 assert isinstance(error, openai.InternalServerError)
-                assert error.code == "serving_busy"
+                assert (error.status_code, error.code) == (503, "serving_busy")
                 assert float(error.response.headers["retry-after"]) > 0
-                slow.set()
-                asked.remove(refused)
-                answers = await asyncio.gather(*asked)
+                # None of those who wait holds what others need.
+                assert ALIGNED in [model.id async for model in client.models.list()]
+                brake.released.set()
+                answers = await asyncio.gather(*waiting)
                 assert len({answer.choices[0].message.content for answer in answers}) == 1
 
         asyncio.run(go())
 
     @pytest.mark.parametrize("stream", [False, True])
-    def test_a_client_that_leaves_frees_the_model(
-        self, served: Served, client: OpenAI, slow: threading.Event, stream: bool
+    def test_a_client_that_leaves_ends_its_generation(
+        self, served: Served, client: OpenAI, brake: Brake, stream: bool
     ) -> None:
-        with served.client(timeout=0.5) as leaving:
-            with pytest.raises(openai.APITimeoutError):
-                for _ in ask(leaving, stream=stream):
-                    slow.began.wait(5)  # type: ignore[attr-defined]
-        assert slow.began.is_set()  # type: ignore[attr-defined]
-        began = time.monotonic()
-        # Nobody opens the gate for the one that left: its turn ends because it is unwanted.
-        threading.Timer(1.0, slow.set).start()
+        with (
+            served.client(timeout=0.5) as leaving,
+            pytest.raises(openai.APITimeoutError),
+        ):
+            list(ask(leaving, stream=stream))
+        assert brake.began.is_set()
+        assert brake.given_up.wait(10)
+        assert not brake.released.is_set()
+        brake.released.set()
         assert ask(client).choices[0].message.content
-        assert time.monotonic() - began < 30
+
+    def test_one_that_leaves_the_line_is_never_begun(
+        self, served: Served, client: OpenAI, brake: Brake
+    ) -> None:
+        first = threading.Thread(target=lambda: ask(client))
+        first.start()
+        assert brake.began.wait(10)
+        brake.began.clear()
+        with served.client(timeout=0.3) as leaving, pytest.raises(openai.APITimeoutError):
+            ask(leaving)
+        brake.released.set()
+        first.join()
+        # The next turn is another's: the one that left has taken none.
+        assert ask(client).usage.completion_tokens
+        assert not brake.given_up.is_set()
+
+    def test_a_generation_that_fails_ends_its_stream_in_an_error(
+        self, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = completion.Watch.__call__
+
+        def failing(self: Any, input_ids: Any, *arguments: Any, **named: Any) -> Any:
+            if self.new_tokens == 3:
+                raise RuntimeError("out of memory, say")
+            return original(self, input_ids, *arguments, **named)
+
+        monkeypatch.setattr(completion.Watch, "__call__", failing)
+        stream = ask(client, stream=True)
+        assert next(stream).choices[0].delta.role == "assistant"
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
+        assert (caught.value.code, caught.value.type) == ("unavailable", "server_error")
+        with pytest.raises(openai.InternalServerError) as whole:
+            ask(client)
+        assert whole.value.code == "serving_unavailable"
+        monkeypatch.undo()
+        assert ask(client).choices[0].message.content
+
+    def test_a_model_whose_files_are_gone_is_no_fault_of_the_request(
+        self, served: Served, client: OpenAI
+    ) -> None:
+        name = served.add_tuned("ft:toy/base-aligned:acme::00000005")
+        Storage(served.settings.storage_url).delete_folder("models/00000005")
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as caught:
+                ask(client, model=name, stream=stream)
+            assert (caught.value.status_code, caught.value.code) == (503, "model_unavailable")
 
 
-def _token_of(client: OpenAI, letter: str) -> int:
-    from tests.tiny_model import tiny_tokenizer
-
+def _token_of(letter: str) -> int:
     return int(tiny_tokenizer().convert_tokens_to_ids(letter))
