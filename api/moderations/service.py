@@ -116,11 +116,14 @@ async def moderate(
     answer = await inference.whole(response)
     if answer.status == 503:
         return answer
+    if answer.status != 200:
+        # The api has checked the request: that it is refused is not the caller's fault.
+        log.warning("judge_refused", status=answer.status)
+        raise ServingUnavailable
     try:
-        # A refusal of this request is not the caller's fault: the api has checked it.
         judged = _Judged.model_validate(answer.body)
     except ValidationError as error:
-        log.warning("judge_answered_otherwise", status=answer.status)
+        log.warning("judge_answered_otherwise")
         raise ServingUnavailable from error
     if len(judged.judgements) != len(exchanges):
         raise ServingUnavailable
