@@ -10,6 +10,7 @@ import time
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import openai
@@ -18,10 +19,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai import OpenAI
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
+from api.completions.schemas import CompletionRequest
 from api.inference.schemas import ChatRequest
 from api.inference.service import make_client
+from api.moderations.schemas import ModerationRequest
 from models.model_version import Gate, ModelVersion, VersionKind
 from tests.api.conftest import Place, Tenant
 from tests.api.server import serve
@@ -458,3 +461,9 @@ def test_every_option_of_the_stock_client_is_known() -> None:
     """Each is taken, ignored or refused by name; one that is new is refused as unknown, by name too."""
     options = typing.get_type_hints(CompletionCreateParamsStreaming)
     assert set(options) <= set(ChatRequest.model_fields)
+
+
+@pytest.mark.parametrize("request_", [ChatRequest, CompletionRequest, ModerationRequest])
+def test_the_page_names_every_option(request_: type[BaseModel]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
+    assert [name for name in request_.model_fields if f"`{name}`" not in page] == []
