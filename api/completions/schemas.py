@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.inference.schemas import SamplingOptions
+from api.inference.schemas import SamplingOptions, Text
 
 MAX_PROMPTS = 16
 MAX_TOP_LOGPROBS = 5
@@ -17,7 +17,7 @@ DEFAULT_NEW_TOKENS = 16
 class CompletionRequest(SamplingOptions):
     """OpenAI's legacy completion, as far as Titer carries it out."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
 

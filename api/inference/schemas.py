@@ -30,6 +30,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 
+#: The bound is the body's own; with one, characters that no encoding can carry are refused as well.
+Text = Annotated[str, Field(max_length=2 * 1024 * 1024)]
 StopWord = Annotated[str, Field(min_length=1, max_length=256)]
 #: A token's number, written as JSON's keys are; the length keeps Python's own limit on digits away.
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -46,14 +48,14 @@ class TextPart(Schema):
     """One part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(Schema):
     """One turn. The answer's own fields are accepted, so that a conversation can be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
     refusal: str | None = None
     tool_calls: Annotated[list[object], Field(max_length=0)] | None = None

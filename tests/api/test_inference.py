@@ -237,6 +237,28 @@ class TestRequest:
         assert response.status_code == 400
         assert response.json()["error"]["param"] == param
 
+    @pytest.mark.parametrize(
+        ("path", "field"),
+        [
+            (CHAT, '"messages": [{"role": "user", "content": "\\ud800"}]'),
+            (
+                CHAT,
+                '"messages": [{"role": "user", "content": [{"type": "text", "text": "\\ud800"}]}]',
+            ),
+            (CHAT, '"messages": [{"role": "user", "content": "x"}], "stop": "\\ud800"'),
+            ("/v1/completions", '"prompt": "\\ud800"'),
+            ("/v1/completions", '"prompt": ["\\ud800"]'),
+            ("/v1/moderations", '"input": ["\\ud800"]'),
+            ("/v1/moderations", '"input": [{"type": "text", "text": "\\ud800"}]'),
+        ],
+    )
+    def test_half_a_character_is_refused(
+        self, customer: Tenant, aligned: ModelVersion, serving: Serving, path: str, field: str
+    ) -> None:
+        response = customer.client.post(path, content=f'{{"model": "{aligned.id}", {field}}}')
+        assert response.status_code == 400
+        assert serving.asked == []
+
 
 class TestAnswer:
     def test_a_fault_of_the_request_is_passed_back(
