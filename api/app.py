@@ -15,6 +15,7 @@ from api.alignment.routes import router as alignment
 from api.answer_headers import AnswerHeaders
 from api.certification.routes import certificates
 from api.certification.routes import router as certification
+from api.completions.routes import router as completions
 from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
 from api.event_stream.routes import router as event_stream
@@ -25,6 +26,7 @@ from api.inference.service import make_client
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
 from api.limits import BodyLimit
+from api.moderations.routes import router as moderations
 from api.openapi import describe
 from api.organization.routes import router as organization
 from api.queue import Doorbell
@@ -78,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Certificates before the registry: a model's name takes every path that follows it.
     for router in (files, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
-    for router in (inference, keys, organization, health.router):
+    for router in (inference, completions, moderations, keys, organization, health.router):
         app.include_router(router)
     for router in (webhooks, event_stream):
         app.include_router(router)

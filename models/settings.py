@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     # Where the inference server listens; empty: the host of its address (set 0.0.0.0 in a container).
     serving_host: str = ""
     serving_token: SecretStr = SecretStr("")
+    # The model whose safety set's judge answers /v1/moderations; empty: the only base that there is.
+    moderation_model: str = Field("", max_length=256)
+    # Where the judges run, if not at the inference server: a built-in one beside vLLM, which has none.
+    moderation_url: str = Field("", max_length=1000, pattern=r"^(https?://.+)?$")
     # Signs the dashboard's session cookies; empty: made anew at every start, so sign-ins end with it.
     session_secret: SecretStr = SecretStr("")
     # Set it where the service is reached over HTTPS, so that cookies never travel in the clear.
