@@ -29,6 +29,7 @@ from api.queue import Doorbell
 from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
+from api.uploads.routes import router as uploads
 from models.log import configure_logging
 from models.session import make_engine, session_factory
 from models.settings import Settings
@@ -72,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.rate_limiter = RateLimiter(settings)
     install_error_handlers(app)
     # Certificates before the registry: a model's name takes every path that follows it.
-    for router in (files, jobs, alignment, certification, certificates, registry):
+    for router in (files, uploads, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
     for router in (inference, keys, organization, health.router):
         app.include_router(router)

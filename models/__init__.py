@@ -12,6 +12,7 @@ from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.project import Organization, Project
 from models.stored_certificate import StoredCertificate
+from models.upload import Upload, UploadPart
 
 __all__ = [
     "ApiKey",
@@ -25,4 +26,6 @@ __all__ = [
     "Project",
     "SafetyPolicy",
     "StoredCertificate",
+    "Upload",
+    "UploadPart",
 ]

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     https_only: bool = False
 
     max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
+    # A file that comes in parts. A worker reads a whole data set into memory.
+    max_upload_bytes: int = Field(2 * 1024 * 1024 * 1024, ge=1)
     max_request_bytes: int = Field(2 * 1024 * 1024, ge=1)
 
     # A worker that says nothing for this long has lost its job; it speaks four times as often.

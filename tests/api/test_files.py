@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from api.files.service import bounded_lines, clean_filename, remove_bytes
+from api.files.service import clean_filename, remove_bytes
 from models.file import File, content_key
 from models.job import JobStatus
 from models.model_version import ModelVersion
-from models.rows import MAX_LINE_BYTES
 from models.settings import Settings
 from tests.api.conftest import Place, Tenant, rows, upload
 
@@ -86,8 +84,8 @@ class TestUpload:
     def test_a_file_without_rows_is_refused(self, customer: Tenant, content: bytes) -> None:
         assert post(customer, content)["code"] == "invalid_training_file"
 
-    @pytest.mark.parametrize("purpose", ["batch", "assistants", "", "nonsense"])
-    def test_other_purposes_are_refused(self, customer: Tenant, purpose: str) -> None:
+    @pytest.mark.parametrize("purpose", ["evals", "fine-tune-results", "", "nonsense"])
+    def test_a_purpose_that_nobody_has_is_refused(self, customer: Tenant, purpose: str) -> None:
         assert post(customer, rows(), purpose)["code"] == "unsupported_purpose"
 
     def test_the_purpose_is_needed(self, customer: Tenant) -> None:
@@ -100,19 +98,6 @@ class TestUpload:
         response = customer.client.post(FILES, data=form, files={"other": ("a", b"b")})
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "file"
-
-    def test_expiry_is_refused_rather_than_forgotten(self, customer: Tenant) -> None:
-        response = customer.client.post(
-            FILES,
-            data={
-                "purpose": "fine-tune",
-                "expires_after[anchor]": "created_at",
-                "expires_after[seconds]": "3600",
-            },
-            files={"file": ("a.jsonl", rows())},
-        )
-        assert response.status_code == 400
-        assert response.json()["error"]["param"] == "expires_after"
 
     @pytest.mark.parametrize(
         ("content", "kind"),
@@ -144,17 +129,6 @@ class TestSize:
         )
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "file_too_large"
-
-    def test_a_line_without_end_is_never_held_whole(self) -> None:
-        content = io.BytesIO(b"a" * (3 * MAX_LINE_BYTES) + b"\nb\n")
-        lines = list(bounded_lines(content))
-        assert [len(line) for line in lines] == [MAX_LINE_BYTES + 2, 2]
-
-    def test_lines_around_the_bound_stay_whole(self) -> None:
-        for length in (MAX_LINE_BYTES, MAX_LINE_BYTES + 1, MAX_LINE_BYTES + 2):
-            lines = list(bounded_lines(io.BytesIO(b"a" * length + b"\nb")))
-            assert len(lines) == 2, length
-            assert lines[1] == b"b"
 
 
 @pytest.mark.parametrize(

@@ -103,15 +103,6 @@ class TestFiles:
             client.files.create(file=("a.jsonl", b"x" * 60_000), purpose="fine-tune")
         assert caught.value.code == "invalid_api_key"
 
-    def test_expiry_is_refused(self, client: OpenAI) -> None:
-        with pytest.raises(openai.BadRequestError) as caught:
-            client.files.create(
-                file=("a.jsonl", rows()),
-                purpose="fine-tune",
-                expires_after={"anchor": "created_at", "seconds": 3600},
-            )
-        assert caught.value.param == "expires_after"
-
 
 class TestJobs:
     def test_create_list_retrieve_events_cancel(
