@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from datetime import timedelta
 
 import httpx
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select
 
+from api.uploads import service
+from api.uploads.schemas import MAX_PARTS
+from api.uploads.service import MAX_PENDING, MAX_SENDINGS
+from models.base import utc_now
+from models.file import File
+from models.settings import Settings
+from models.upload import MAX_PART_BYTES, Upload, UploadPart, incoming_key
 from tests.api.conftest import Place, Tenant, rows
 
 UPLOADS = "/v1/uploads"
@@ -89,3 +101,285 @@ def test_parts_in_any_order_make_the_file_in_the_order_named(
     assert customer.client.get(f"/v1/files/{file['id']}").json() == file
     # The parts are the sweeper's; nothing else stays.
     assert incoming(place) == sorted([first, middle, last])
+
+
+class TestCreate:
+    def test_says_what_was_declared_and_how_long_it_has(self, customer: Tenant) -> None:
+        shown = declare(customer, 1000, filename="../my rows.jsonl").json()
+        assert shown.pop("id").startswith("upload_")
+        created = shown.pop("created_at")
+        assert shown == {
+            "object": "upload",
+            "bytes": 1000,
+            "filename": "my rows.jsonl",
+            "purpose": "fine-tune",
+            "status": "pending",
+            "expires_at": created + 3600,
+            "file": None,
+        }
+
+    def test_anonymous_is_asked_for_a_key(self, anonymous: TestClient) -> None:
+        for path in ("", "/upload_x/parts", "/upload_x/complete", "/upload_x/cancel"):
+            assert anonymous.post(f"{UPLOADS}{path}", json={}).status_code == 401
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"bytes": 0}, "bytes"),
+            ({"bytes": "many"}, "bytes"),
+            ({"bytes": None}, "bytes"),
+            ({"bytes": 2**70}, "bytes"),
+            ({"filename": ""}, "filename"),
+            ({"filename": "x" * 256}, "filename"),
+            ({"mime_type": ""}, "mime_type"),
+            ({"expires_after": {"anchor": "created_at", "seconds": 3599}}, "expires_after.seconds"),
+            ({"expires_after": {"anchor": "now", "seconds": 3600}}, "expires_after.anchor"),
+            ({"expires_after": {"anchor": "created_at"}}, "expires_after.seconds"),
+            ({"unknown": 1}, "unknown"),
+        ],
+    )
+    def test_a_faulty_field_is_named(
+        self, customer: Tenant, body: dict[str, object], param: str
+    ) -> None:
+        response = declare(customer, **body)  # type: ignore[arg-type]
+        assert response.status_code in (400, 413)
+        assert response.json()["error"]["param"] == param
+
+    def test_a_purpose_that_nobody_has(self, customer: Tenant) -> None:
+        refused(declare(customer, purpose="evals"), 400, "unsupported_purpose", "purpose")
+
+    def test_the_greatest_total_passes_and_one_byte_more_does_not(
+        self, customer: Tenant, settings: Settings
+    ) -> None:
+        begin(customer, settings.max_upload_bytes)
+        too_large = declare(customer, settings.max_upload_bytes + 1)
+        refused(too_large, 413, "file_too_large", "bytes")
+
+    def test_only_so_many_may_be_pending_in_a_project(
+        self, customer: Tenant, stranger: Tenant, place: Place
+    ) -> None:
+        pending = [begin(customer) for _ in range(MAX_PENDING)]
+        response = declare(customer)
+        refused(response, 409, "too_many_uploads", None)
+        assert response.headers["x-should-retry"] == "false"
+        begin(stranger)
+        cancel(customer, pending[0])
+        begin(customer)
+        assert declare(customer).status_code == 409
+        _expire(place, pending[1])
+        begin(customer)
+
+
+class TestParts:
+    def test_are_shown_as_openai_shows_them(self, customer: Tenant) -> None:
+        upload = begin(customer)
+        shown = send(customer, upload, b"x").json()
+        assert set(shown) == {"id", "object", "created_at", "upload_id"}
+        assert (shown["object"], shown["upload_id"]) == ("upload.part", upload)
+        assert shown["id"].startswith("part_")
+
+    def test_another_tenants_upload_is_not_found(
+        self, customer: Tenant, stranger: Tenant, place: Place
+    ) -> None:
+        theirs = begin(stranger)
+        for response in (
+            send(customer, theirs, b"x"),
+            complete(customer, theirs, ["part_x"]),
+            cancel(customer, theirs),
+        ):
+            refused(response, 404, "upload_not_found", "upload_id")
+        assert incoming(place) == []
+
+    def test_another_uploads_part_is_not_found(self, customer: Tenant, stranger: Tenant) -> None:
+        mine, other, theirs = begin(customer), begin(customer), begin(stranger)
+        for foreign in (
+            part(customer, other, rows()),
+            part(stranger, theirs, rows()),
+            "part_\x00",
+        ):
+            refused(complete(customer, mine, [foreign]), 404, "part_not_found", "part_ids")
+
+    @pytest.mark.parametrize(
+        ("files", "data", "param"),
+        [
+            ({"file": ("a", b"x")}, {}, "data"),
+            ({}, {"data": "text"}, None),
+            ({"data": ("a", b"x")}, {"more": "x"}, "more"),
+            ({"data": ("a", b"")}, {}, "data"),
+        ],
+    )
+    def test_a_faulty_form_leaves_nothing(
+        self,
+        customer: Tenant,
+        place: Place,
+        files: dict[str, tuple[str, bytes]],
+        data: dict[str, str],
+        param: str | None,
+    ) -> None:
+        upload = begin(customer)
+        response = customer.client.post(f"{UPLOADS}/{upload}/parts", files=files, data=data)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+        assert incoming(place) == []
+        assert place.session.scalars(select(UploadPart)).all() == []
+
+    def test_a_part_is_bounded_by_what_was_declared(self, customer: Tenant, place: Place) -> None:
+        upload = begin(customer, 10)
+        refused(send(customer, upload, b"x" * 11), 400, "too_many_parts", "data")
+        # As often as a client sends a part that it hears no answer to.
+        for _ in range(MAX_SENDINGS):
+            part(customer, upload, b"x" * 10)
+        refused(send(customer, upload, b"x"), 400, "too_many_parts", "data")
+        assert len(incoming(place)) == MAX_SENDINGS
+
+    def test_their_number_is_bounded(
+        self, customer: Tenant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert Settings().max_upload_bytes <= MAX_PARTS * MAX_PART_BYTES
+        monkeypatch.setattr(service, "MAX_PARTS", 2)
+        upload = begin(customer)
+        part(customer, upload, b"a")
+        part(customer, upload, b"b")
+        refused(send(customer, upload, b"c"), 400, "too_many_parts", "data")
+
+    def test_one_that_declares_too_much_is_refused_by_its_header(self, customer: Tenant) -> None:
+        headers = {
+            "content-length": str(MAX_PART_BYTES + 100_000),
+            "content-type": "multipart/form-data; boundary=b",
+        }
+        response = customer.client.post(
+            f"{UPLOADS}/{begin(customer)}/parts", content=b"x", headers=headers
+        )
+        refused(response, 413, "body_too_large", None)
+
+
+class TestComplete:
+    def test_the_sum_must_be_what_was_declared(self, customer: Tenant, place: Place) -> None:
+        content = rows()
+        upload = begin(customer, len(content))
+        whole = part(customer, upload, content)
+        byte = part(customer, upload, b"\n")
+        most = part(customer, upload, content[:-1])
+        for parts in ([byte], [most], [whole, byte]):
+            refused(complete(customer, upload, parts), 400, "invalid_parts", "part_ids")
+        assert complete(customer, upload, [most, byte]).status_code == 200
+
+    def test_a_part_counts_once(self, customer: Tenant) -> None:
+        upload = begin(customer, 2)
+        one = part(customer, upload, b"x")
+        refused(complete(customer, upload, [one, one]), 400, "invalid_parts", "part_ids")
+
+    @pytest.mark.parametrize("parts", [[], ["x" * 300], [1], None, ["p"] * (MAX_PARTS + 1)])
+    def test_the_list_of_parts_is_bounded(self, customer: Tenant, parts: object) -> None:
+        upload = begin(customer)
+        response = customer.client.post(f"{UPLOADS}/{upload}/complete", json={"part_ids": parts})
+        assert response.status_code == 400
+        assert str(response.json()["error"]["param"]).startswith("part_ids")
+
+    @pytest.mark.parametrize("md5", ["", "x" * 32, "0" * 31, "0" * 33])
+    def test_what_is_no_md5_is_refused(self, customer: Tenant, md5: str) -> None:
+        refused(complete(customer, begin(customer), ["p"], md5), 400, "invalid_request", "md5")
+
+    def test_another_md5_keeps_nothing_and_the_upload_stays(
+        self, customer: Tenant, place: Place
+    ) -> None:
+        upload = begin(customer)
+        whole = part(customer, upload, rows())
+        refused(complete(customer, upload, [whole], "0" * 32), 400, "md5_mismatch", "md5")
+        assert incoming(place) == [whole]
+        assert place.session.scalars(select(File)).all() == []
+        assert complete(customer, upload, [whole]).status_code == 200
+
+    def test_faulty_rows_are_named_and_the_upload_can_be_put_right(
+        self, customer: Tenant, place: Place
+    ) -> None:
+        faulty = json.dumps({"messages": [{"role": "user", "content": SECRET}]}).encode() + b"\n"
+        upload = begin(customer, len(rows(2) + faulty))
+        good, bad = part(customer, upload, rows(2)), part(customer, upload, faulty)
+        error = refused(
+            complete(customer, upload, [good, bad]), 400, "invalid_training_file", "file"
+        )
+        assert isinstance(error["faults"], list)
+        assert [fault["line"] for fault in error["faults"]] == [3]
+        assert SECRET not in json.dumps(error)
+        assert sorted(incoming(place)) == sorted([good, bad])
+        blank = part(customer, upload, b" " * (len(faulty) - 1) + b"\n")
+        assert complete(customer, upload, [good, blank]).json()["file"]["rows"] == 2
+
+    def test_a_row_and_a_mark_may_be_cut_anywhere(self, customer: Tenant) -> None:
+        content = (
+            b"\xef\xbb\xbf" + json.dumps({"prompt": "é", "completion": "ü"}).encode() + b"\r\n"
+        )
+        upload = begin(customer, len(content))
+        parts = [part(customer, upload, content[i : i + 1]) for i in range(len(content))]
+        assert complete(customer, upload, parts).json()["file"]["rows"] == 1
+
+    def test_the_same_again_gives_the_same_file_and_another_does_not(
+        self, customer: Tenant, place: Place
+    ) -> None:
+        upload = begin(customer, 2 * len(rows(1)))
+        one, two = part(customer, upload, rows(1)), part(customer, upload, rows(1))
+        first = complete(customer, upload, [one, two])
+        again = complete(customer, upload, [one, two])
+        assert first.json() == again.json()
+        response = complete(customer, upload, [two, one])
+        refused(response, 409, "upload_not_pending", "upload_id")
+        assert response.headers["x-should-retry"] == "false"
+        assert len(place.session.scalars(select(File)).all()) == 1
+
+    def test_other_purposes_are_not_read_as_rows(self, customer: Tenant) -> None:
+        upload = begin(customer, 3, purpose="user_data", mime_type="text/plain")
+        shown = complete(customer, upload, [part(customer, upload, b"abc")]).json()
+        assert (shown["file"]["purpose"], shown["file"]["rows"]) == ("user_data", None)
+
+    def test_the_file_expires_from_its_own_creation(self, customer: Tenant, place: Place) -> None:
+        upload = begin(customer, expires_after={"anchor": "created_at", "seconds": 3600})
+        whole = part(customer, upload, rows())
+        file = complete(customer, upload, [whole]).json()["file"]
+        assert file["expires_at"] == file["created_at"] + 3600
+        place.session.get_one(File, file["id"]).expires_at = utc_now()
+        place.session.commit()
+        again = complete(customer, upload, [whole]).json()
+        assert (again["status"], again["file"]) == ("completed", None)
+
+    def test_parts_that_are_gone_are_a_fault_of_ours(self, customer: Tenant, place: Place) -> None:
+        upload = begin(customer)
+        whole = part(customer, upload, rows())
+        place.storage.delete(incoming_key(whole))
+        assert complete(customer, upload, [whole]).json()["error"]["code"] == "content_missing"
+        assert incoming(place) == []
+
+
+class TestEnd:
+    def test_a_cancelled_upload_takes_nothing_more(self, customer: Tenant, place: Place) -> None:
+        upload = begin(customer)
+        whole = part(customer, upload, rows())
+        assert cancel(customer, upload).json()["status"] == "cancelled"
+        assert cancel(customer, upload).json()["status"] == "cancelled"
+        for response in (send(customer, upload, b"x"), complete(customer, upload, [whole])):
+            refused(response, 409, "upload_not_pending", "upload_id")
+        assert incoming(place) == [whole]
+
+    def test_a_completed_upload_is_not_cancelled(self, customer: Tenant) -> None:
+        upload = begin(customer)
+        complete(customer, upload, [part(customer, upload, rows())])
+        refused(cancel(customer, upload), 409, "upload_not_pending", "upload_id")
+        refused(send(customer, upload, b"x"), 409, "upload_not_pending", "upload_id")
+
+    def test_it_expires_to_the_second(self, customer: Tenant, place: Place) -> None:
+        upload = begin(customer)
+        whole = part(customer, upload, rows())
+        _expire(place, upload)
+        for response in (
+            send(customer, upload, b"x"),
+            complete(customer, upload, [whole]),
+            cancel(customer, upload),
+        ):
+            error = refused(response, 409, "upload_not_pending", "upload_id")
+            assert "expired" in str(error["message"])
+
+
+def _expire(place: Place, upload: str) -> None:
+    place.session.expire_all()
+    place.session.get_one(Upload, upload).expires_at = utc_now() - timedelta(seconds=1)
+    place.session.commit()
