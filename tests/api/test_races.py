@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import anyio
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from openai import AsyncOpenAI
 from sqlalchemy import func, select
 
 from api.app import create_app
@@ -23,6 +25,7 @@ from models.settings import Settings
 from models.storage import Storage
 from models.upload import UploadPart
 from tests.api.conftest import Place, rows
+from tests.api.server import serve
 
 AT_ONCE = 6
 
@@ -143,6 +146,35 @@ def test_parts_sent_at_the_same_time_all_arrive(client: TestClient, place: Place
     ).json()
     content = client.get(f"/v1/files/{done['file']['id']}/content").content
     assert content == b"".join(pieces)
+
+
+def test_the_stock_client_sends_parts_at_the_same_time(place: Place) -> None:
+    token = place.key(place.project(), Scope.CUSTOMER)
+    place.session.commit()
+    content = rows(100)
+
+    async def go(address: str) -> bytes:
+        async with AsyncOpenAI(base_url=f"{address}/v1", api_key=token, max_retries=0) as client:
+            upload = await client.uploads.create(
+                bytes=len(content), filename="a", mime_type="text/jsonl", purpose="fine-tune"
+            )
+            sent: dict[int, str] = {}
+
+            async def send(start: int) -> None:
+                data = content[start : start + 500]
+                sent[start] = (await client.uploads.parts.create(upload.id, data=data)).id
+
+            async with anyio.create_task_group() as group:
+                for start in range(0, len(content), 500):
+                    group.start_soon(send, start)
+            done = await client.uploads.complete(
+                upload.id, part_ids=[sent[start] for start in sorted(sent)]
+            )
+            assert done.file is not None
+            return (await client.files.content(done.file.id)).read()
+
+    with serve(place.app) as address:  # type: ignore[attr-defined]
+        assert anyio.run(go, address) == content
 
 
 def test_parts_sent_at_the_same_time_stay_within_what_was_declared(client: TestClient) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
 import httpx
@@ -14,10 +14,17 @@ from sqlalchemy import select
 
 from api.uploads import service
 from api.uploads.schemas import MAX_PARTS
-from api.uploads.service import MAX_PENDING, MAX_SENDINGS
+from api.uploads.service import (
+    COMPLETION_GRACE,
+    MAX_PENDING,
+    MAX_SENDINGS,
+    clean_uploads,
+    expire_uploads,
+)
 from models.base import utc_now
 from models.file import File
 from models.settings import Settings
+from models.storage import Storage
 from models.upload import MAX_PART_BYTES, Upload, UploadPart, incoming_key
 from tests.api.conftest import Place, Tenant, rows
 
@@ -350,6 +357,106 @@ class TestComplete:
         assert incoming(place) == []
 
 
+class TestInterrupted:
+    """What happens to the upload while a completion reads its parts."""
+
+    @pytest.fixture
+    def interrupted(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[Callable[[], object]], None]:
+        def interrupt(action: Callable[[], object]) -> None:
+            original = Storage.stream
+
+            def stream(storage: Storage, key: str) -> Iterator[bytes]:
+                monkeypatch.setattr(Storage, "stream", original)
+                action()
+                return original(storage, key)
+
+            monkeypatch.setattr(Storage, "stream", stream)
+
+        return interrupt
+
+    @pytest.mark.parametrize("has_swept", [True, False])
+    def test_a_cancellation_wins(
+        self,
+        customer: Tenant,
+        place: Place,
+        interrupted: Callable[[Callable[[], object]], None],
+        has_swept: bool,
+    ) -> None:
+        upload = begin(customer)
+        whole = part(customer, upload, rows())
+
+        def give_up() -> None:
+            cancel(customer, upload)
+            if has_swept:
+                sweep(customer, place)
+
+        interrupted(give_up)
+        refused(complete(customer, upload, [whole]), 409, "upload_not_pending", "upload_id")
+        assert place.session.scalars(select(File)).all() == []
+        assert incoming(place) == ([] if has_swept else [whole])
+
+    @pytest.mark.parametrize("has_swept", [True, False])
+    def test_the_same_completion_gives_its_file(
+        self,
+        customer: Tenant,
+        place: Place,
+        interrupted: Callable[[Callable[[], object]], None],
+        has_swept: bool,
+    ) -> None:
+        upload = begin(customer)
+        whole = part(customer, upload, rows())
+        first: list[object] = []
+
+        def get_ahead() -> None:
+            first.append(complete(customer, upload, [whole]).json())
+            if has_swept:
+                sweep(customer, place)
+
+        interrupted(get_ahead)
+        assert complete(customer, upload, [whole]).json() == first[0]
+        assert len(place.session.scalars(select(File)).all()) == 1
+
+    def test_the_hour_may_end_meanwhile(
+        self,
+        customer: Tenant,
+        place: Place,
+        interrupted: Callable[[Callable[[], object]], None],
+    ) -> None:
+        upload = begin(customer)
+        whole = part(customer, upload, rows())
+
+        def end_the_hour() -> None:
+            _expire(place, upload)
+            sweep(customer, place)
+
+        interrupted(end_the_hour)
+        assert complete(customer, upload, [whole]).json()["status"] == "completed"
+
+
+class TestSweep:
+    def test_parts_go_when_the_upload_has_ended(
+        self, customer: Tenant, stranger: Tenant, place: Place
+    ) -> None:
+        done, given_up, forgotten = (begin(customer) for _ in range(3))
+        theirs = begin(stranger)
+        complete(customer, done, [part(customer, done, rows())])
+        part(customer, given_up, b"x")
+        cancel(customer, given_up)
+        part(customer, forgotten, b"x")
+        _expire(place, forgotten, COMPLETION_GRACE + timedelta(seconds=1))
+        stays = part(stranger, theirs, b"x")
+        sessions = customer.client.app.state.sessions  # type: ignore[attr-defined]
+        assert (expire_uploads(sessions), expire_uploads(sessions)) == (1, 0)
+        assert clean_uploads(sessions, place.storage) == 3
+        assert clean_uploads(sessions, place.storage) == 0
+        assert incoming(place) == [stays]
+        place.session.expire_all()
+        assert place.session.get_one(Upload, forgotten).status == "expired"
+        assert [p.id for p in place.session.scalars(select(UploadPart))] == [stays]
+
+
 class TestEnd:
     def test_a_cancelled_upload_takes_nothing_more(self, customer: Tenant, place: Place) -> None:
         upload = begin(customer)
@@ -379,7 +486,13 @@ class TestEnd:
             assert "expired" in str(error["message"])
 
 
-def _expire(place: Place, upload: str) -> None:
+def sweep(tenant: Tenant, place: Place) -> None:
+    sessions = tenant.client.app.state.sessions  # type: ignore[attr-defined]
+    expire_uploads(sessions)
+    clean_uploads(sessions, place.storage)
+
+
+def _expire(place: Place, upload: str, ago: timedelta = timedelta(seconds=1)) -> None:
     place.session.expire_all()
-    place.session.get_one(Upload, upload).expires_at = utc_now() - timedelta(seconds=1)
+    place.session.get_one(Upload, upload).expires_at = utc_now() - ago
     place.session.commit()
