@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, ColumnElement, ForeignKey, Index, and_, or_, select
+from sqlalchemy import BigInteger, ColumnElement, ForeignKey, Index, and_, or_, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
@@ -27,7 +27,13 @@ class File(Base):
     __tablename__ = "files"
     __table_args__ = (
         Index("ix_files_project_id_created_at_id", "project_id", "created_at", "id"),
-        Index("ix_files_deleted_at_removed_at", "deleted_at", "removed_at"),
+        # Both are for the sweeper, which looks every few seconds and nearly always finds nothing.
+        Index("ix_files_expires_at", "expires_at", postgresql_where=text("deleted_at is null")),
+        Index(
+            "ix_files_leftover",
+            "sha256",
+            postgresql_where=text("deleted_at is not null and removed_at is null"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("file"))
@@ -39,7 +45,7 @@ class File(Base):
     rows: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     #: From then on nobody finds the file.
-    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     #: When, after the deletion, the bytes were seen to; the sweeper looks for those that were not.
     removed_at: Mapped[datetime | None]

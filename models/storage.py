@@ -26,8 +26,8 @@ from models.rows import split_lines
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 1024 * 1024
-# What `writing` holds in memory: a part that fills, and one that is on its way.
-WRITTEN_PART_BYTES = 8 * 1024 * 1024
+# What `writing` holds in memory: a part that fills, and one that is on its way. Buckets take no smaller ones.
+WRITTEN_PART_BYTES = 5 * 1024 * 1024
 WRITTEN_AT_ONCE = 1
 
 
