@@ -1,7 +1,7 @@
 """Bytes on their way in: written to a place of their own in storage, hashed as they pass, then checked.
 
 Whether they came in one request or in parts, and however many they are, they go through here: `taking_in`,
-then `check`. What `api.files.service` is then given is known to be good, and lies in storage already.
+then `checked`. What `api.files.service` is then given is known to be good, and lies in storage already.
 """
 
 from __future__ import annotations

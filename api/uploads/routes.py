@@ -15,6 +15,7 @@ from api.files.routes import CHECKED_AT_ONCE
 from api.multipart import InvalidUpload, read_form
 from api.uploads import service
 from api.uploads.schemas import CompleteUpload, CreateUpload, PartObject, UploadObject
+from api.uploads.service import Assembly
 from models.base import new_id
 from models.storage import Storage, StorageMissing
 from models.upload import MAX_PART_BYTES, Upload, incoming_key
@@ -105,10 +106,9 @@ def _keep_part(
 def _complete(
     request: Request, storage: Storage, project_id: str, upload_id: str, body: CompleteUpload
 ) -> UploadObject:
-    with app_transaction(request.app) as session:
-        plan = service.plan_completion(session, project_id, upload_id, body.part_ids)
-        if isinstance(plan, Upload):
-            return UploadObject.of(plan, service.made_file(session, plan))
+    plan = _plan(request, project_id, upload_id, body)
+    if isinstance(plan, UploadObject):
+        return plan
     try:
         with (
             service.assembled(storage, plan, md5=body.md5) as content,
@@ -118,8 +118,17 @@ def _complete(
             return UploadObject.of(upload, service.made_file(session, upload))
     except StorageMissing:
         # The parts went while they were read. If the upload has ended, that is the answer.
-        with app_transaction(request.app) as session:
-            plan = service.plan_completion(session, project_id, upload_id, body.part_ids)
-            if isinstance(plan, Upload):
-                return UploadObject.of(plan, service.made_file(session, plan))
+        plan = _plan(request, project_id, upload_id, body)
+        if isinstance(plan, UploadObject):
+            return plan
         raise
+
+
+def _plan(
+    request: Request, project_id: str, upload_id: str, body: CompleteUpload
+) -> Assembly | UploadObject:
+    with app_transaction(request.app) as session:
+        plan = service.plan_completion(session, project_id, upload_id, body.part_ids)
+        if isinstance(plan, Upload):
+            return UploadObject.of(plan, service.made_file(session, plan))
+        return plan
