@@ -137,16 +137,17 @@ def remove_bytes(sessions: SessionFactory, storage: Storage, sha256: str) -> Non
     """Remove the bytes of a content that no file has any more."""
     with sessions.begin() as session:
         lock_name(session, "file", sha256)
-        keeper = session.scalar(
-            select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)).limit(1)
-        )
-        if keeper is None:
-            storage.delete(content_key(sha256))
+        # Marked before the look: a file that is deleted in between keeps its own turn.
         session.execute(
             update(File)
             .where(File.sha256 == sha256, File.deleted_at.is_not(None), File.removed_at.is_(None))
             .values(removed_at=utc_now())
         )
+        keeper = session.scalar(
+            select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)).limit(1)
+        )
+        if keeper is None:
+            storage.delete(content_key(sha256))
 
 
 def delete_expired(sessions: SessionFactory) -> int:

@@ -75,7 +75,7 @@ class WrongParts(DomainError):
 class WrongChecksum(DomainError):
     """The bytes that arrived have another MD5 than the request says."""
 
-    code = "md5_mismatch"
+    code = "checksum_mismatch"
 
 
 @dataclass(frozen=True, slots=True)

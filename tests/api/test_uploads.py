@@ -292,7 +292,7 @@ class TestComplete:
     ) -> None:
         upload = begin(customer)
         whole = part(customer, upload, rows())
-        refused(complete(customer, upload, [whole], "0" * 32), 400, "md5_mismatch", "md5")
+        refused(complete(customer, upload, [whole], "0" * 32), 400, "checksum_mismatch", "md5")
         assert incoming(place) == [whole]
         assert place.session.scalars(select(File)).all() == []
         assert complete(customer, upload, [whole]).status_code == 200
