@@ -33,6 +33,7 @@ from api.queue import Doorbell
 from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
+from api.uploads.routes import router as uploads
 from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
 from models.session import make_engine, session_factory
@@ -78,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.event_slots = Slots(settings.max_event_streams)
     install_error_handlers(app)
     # Certificates before the registry: a model's name takes every path that follows it.
-    for router in (files, jobs, alignment, certification, certificates, registry):
+    for router in (files, uploads, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
     for router in (inference, completions, moderations, keys, organization, health.router):
         app.include_router(router)

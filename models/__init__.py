@@ -12,6 +12,7 @@ from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.project import Organization, Project
 from models.stored_certificate import StoredCertificate
+from models.upload import Upload, UploadPart
 from models.webhook import WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Project",
     "SafetyPolicy",
     "StoredCertificate",
+    "Upload",
+    "UploadPart",
     "WebhookDelivery",
     "WebhookEndpoint",
     "WebhookEvent",

@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     max_event_streams: int = Field(200, ge=1, le=10_000)
 
     max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
+    # A file that comes in parts. A worker reads a whole data set into memory.
+    max_upload_bytes: int = Field(2 * 1024 * 1024 * 1024, ge=1)
     max_request_bytes: int = Field(2 * 1024 * 1024, ge=1)
 
     # A worker that says nothing for this long has lost its job; it speaks four times as often.

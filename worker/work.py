@@ -11,7 +11,7 @@ from typing import cast
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from models.file import File, get_file
+from models.file import File, get_held_file
 from models.hyperparameters import LoraConfig, Recipe
 from models.job import Job, JobKind
 from models.methods import BoosterConfig, DpoConfig
@@ -88,7 +88,7 @@ def read_work(job_id: str, shop: Workshop) -> Work:
         root = get_version(session, start.root_id, project_id=None)
 
         def file(file_id: str | None) -> File | None:
-            return get_file(session, job.project_id, file_id) if file_id else None
+            return get_held_file(session, job.project_id, file_id) if file_id else None
 
         return Work(
             job_id=job.id,

@@ -12,7 +12,7 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from api.deps import enqueue
-from api.files.service import FINE_TUNE
+from api.files.intake import FINE_TUNE
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.schemas import CreateJob
 from api.organization.quotas import check_job

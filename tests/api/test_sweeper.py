@@ -17,16 +17,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import sessionmaker
 
 from api import sweeper
-from api.sweeper import RING_AGAIN, SweepReport, run, sweep
+from api.sweeper import ABANDONED, RING_AGAIN, SweepReport, run, sweep, tidy
 from api.webhooks.signing import SecretBox, new_secret
 from models.base import utc_now
+from models.file import content_key
 from models.job import JobEvent, JobStatus, Stage, cancel, claim
 from models.model_version import Gate, ModelVersion
 from models.session import make_engine, session_factory
 from models.settings import Settings
+from models.storage import Storage
+from models.upload import Upload, UploadPart
 from tests.api.conftest import Place, SilentDoorbell
 from tests.api.webhooks.receiver import receiving
-from tests.models.factories import make_job, make_project
+from tests.models.factories import make_file, make_job, make_project
 from tests.models.test_webhook import make_endpoint
 
 Sweep = Callable[[], SweepReport]
@@ -131,6 +134,71 @@ class TestReviews:
         ).all()
         assert list(events) == list(range(1, job.event_count + 1))
         assert swept() == SweepReport()
+
+
+class TestFiles:
+    def test_expired_ones_go_with_their_bytes(self, place: Place, swept: Sweep) -> None:
+        key = content_key("ab" * 32)
+        place.storage.put(key, b"x")
+        make_file(place.session, place.project(), expires_at=utc_now())
+        report = swept()
+        assert (report.files_expired, report.removed) == (1, 1)
+        assert not place.storage.exists(key)
+        assert swept() == SweepReport()
+
+    def test_uploads_nobody_completed_go_with_their_parts(self, place: Place, swept: Sweep) -> None:
+        upload = Upload(
+            project_id=place.project().id,
+            filename="a",
+            purpose="fine-tune",
+            mime_type="text/jsonl",
+            bytes=1,
+            expires_at=utc_now() - timedelta(days=1),
+        )
+        place.session.add(upload)
+        place.session.flush()
+        part = UploadPart(upload_id=upload.id, bytes=1)
+        place.session.add(part)
+        place.session.flush()
+        key = part.storage_key
+        place.storage.put(key, b"x")
+        report = swept()
+        assert (report.uploads_expired, report.removed) == (1, 1)
+        assert not place.storage.exists(key)
+        assert swept() == SweepReport()
+
+    def test_jobs_do_not_wait_for_a_storage_that_is_away(
+        self,
+        place: Place,
+        aligned: ModelVersion,
+        swept: Sweep,
+        doorbell: SilentDoorbell,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def away(*_: object) -> None:
+            raise OSError("away")
+
+        file = make_file(place.session, place.project(), expires_at=utc_now())
+        job = place.job(place.project(), aligned)
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "delete", away)
+            report = swept()
+        assert (report.files_expired, report.removed, report.rung) == (1, 0, 1)
+        assert doorbell.rung == [job.id]
+        assert file.removed_at is None
+        assert swept().removed == 1
+
+    def test_what_killed_processes_left_goes_after_a_day(self, storage: Storage) -> None:
+        storage.put("incoming/new", b"x")
+        storage.put("incoming/old", b"x")
+        storage.put("files/old", b"x")
+        assert storage.root is not None
+        long_ago = time.time() - 2 * ABANDONED.total_seconds()
+        for name in ("incoming/old", "files/old"):
+            os.utime(storage.root / name, (long_ago, long_ago))
+        assert tidy(storage) == 1
+        assert storage.exists("incoming/new")
+        assert storage.exists("files/old")
 
 
 class TestLoop:

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM
 
+from api.files.service import delete_expired, remove_leftovers
 from models.base import utc_now
 from models.errors import DomainError
 from models.evaluation import Evaluation, latest_evaluation
@@ -258,6 +259,17 @@ class TestFinetune:
         assert job.review_expires_at is not None
         assert job.review_expires_at > utc_now()
         assert provider.version(job.result_model_id).gate == Gate.HELD
+
+    def test_a_file_that_expires_is_there_until_the_job_has_ended(self, provider: Provider) -> None:
+        job_id = provider.finetune(ROWS)
+        sessions, storage = provider.shop.sessions, provider.shop.storage
+        with sessions.begin() as session:
+            file = session.scalars(select(File)).one()
+            file.expires_at = utc_now()
+        assert (delete_expired(sessions), remove_leftovers(sessions, storage)) == (0, 0)
+        assert provider.run(job_id).status == JobStatus.SUCCEEDED
+        assert (delete_expired(sessions), remove_leftovers(sessions, storage)) == (1, 1)
+        assert not storage.exists(file.storage_key)
 
     def test_names_rows_that_forge_turns_before_anything_is_trained(
         self, provider: Provider
