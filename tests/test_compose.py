@@ -147,6 +147,11 @@ class TestSettings:
         assert holders("TITER_WEBHOOK_KEY") == {"api", "sweeper"}
         assert holders("REDIS_URL") == {"api", "sweeper", "worker"}
 
+    def test_who_reads_or_deletes_what_is_stored_can_reach_it(self) -> None:
+        for name in set(OURS) - {"migrate"}:
+            assert "STORAGE_URL" in SERVICES[name]["environment"]
+            assert any(v.startswith("storage:") for v in SERVICES[name]["volumes"])
+
 
 class TestGpu:
     def test_reserves_named_devices_for_services_that_exist(self) -> None:
