@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from api import health
 from api.alignment.routes import router as alignment
 from api.answer_headers import AnswerHeaders
+from api.audit.routes import router as audit
 from api.certification.routes import certificates
 from api.certification.routes import router as certification
 from api.dashboard import mount_dashboard
@@ -74,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Certificates before the registry: a model's name takes every path that follows it.
     for router in (files, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
-    for router in (inference, keys, organization, health.router):
+    for router in (inference, keys, organization, audit, health.router):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)

@@ -4,6 +4,7 @@ Imports every table, so that alembic and the tests see the whole schema.
 """
 
 from models.api_key import ApiKey
+from models.audit import AuditEntry
 from models.base import Base
 from models.evaluation import Evaluation
 from models.file import File
@@ -15,6 +16,7 @@ from models.stored_certificate import StoredCertificate
 
 __all__ = [
     "ApiKey",
+    "AuditEntry",
     "Base",
     "Evaluation",
     "File",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from sqlalchemy import select
@@ -47,6 +47,20 @@ class PolicyRules(Frozen):
         gt=0,
         le=8760,
         description="How long a held model waits for a person before it is blocked.",
+    )
+    data_action: Literal["allow", "drop", "hold", "reject"] = Field(
+        "allow",
+        description="What becomes of a job whose training rows are flagged beyond `max_harmful_share`: trained on all "
+        "rows, trained without the flagged ones, held for a person, or refused.",
+    )
+    max_harmful_share: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Percent of training rows that may be flagged before `data_action` is taken; null: never.",
+    )
+    row_threshold: float = Field(
+        0.5, ge=0, le=1, description="A row is flagged when its harmful score reaches this."
     )
 
 

@@ -15,6 +15,7 @@ from api.registry.names import MAX_NAME, NAME_PATTERN, claim_name
 from api.registry.safety import verdicts
 from api.registry.schemas import CreateBase, ModelObject, Review
 from models.api_key import ApiKey, Project
+from models.audit import record
 from models.base import unix, utc_now
 from models.errors import Conflict, DomainError, Forbidden
 from models.job import TERMINAL, Job, append_event, fail, lock_job, succeed
@@ -49,7 +50,9 @@ class InvalidName(DomainError):
     code = "invalid_name"
 
 
-def register_base(session: Session, storage: Storage, asked: CreateBase) -> ModelVersion:
+def register_base(
+    session: Session, storage: Storage, asked: CreateBase, *, by: ApiKey
+) -> ModelVersion:
     """Check a base and its safety set, and make it known.
 
     Raises:
@@ -78,6 +81,13 @@ def register_base(session: Session, storage: Storage, asked: CreateBase) -> Mode
     )
     session.add(version)
     session.flush()
+    record(
+        session,
+        actor=by,
+        action="base.registered",
+        subject=("model", version.id),
+        details={"data_hashes": version.data_hashes},
+    )
     return version
 
 
@@ -144,9 +154,7 @@ def show_models(
     ]
 
 
-def delete_model(
-    session: Session, model_id: str, *, project_id: str, is_provider: bool
-) -> ModelVersion:
+def delete_model(session: Session, model_id: str, *, by: ApiKey, is_provider: bool) -> ModelVersion:
     """Forget a model that nothing rests on. Its weights go after the commit.
 
     Raises:
@@ -154,12 +162,13 @@ def delete_model(
         NotYourModel: it is the provider's, and the caller no operator.
         ModelInUse: other models were made from it, or a job that has not ended uses or makes it.
     """
-    version = get_model(session, model_id, project_id=None if is_provider else project_id)
-    if not is_provider and version.project_id != project_id:
+    visible = None if is_provider else by.project_id
+    version = get_model(session, model_id, project_id=visible)
+    if not is_provider and version.project_id != by.project_id:
         raise NotYourModel
     # Waits for jobs that are just being made on this model, and makes later ones not find it.
     session.refresh(version, with_for_update=True)
-    version = get_model(session, model_id, project_id=None if is_provider else project_id)
+    version = get_model(session, model_id, project_id=visible)
     child = session.scalar(
         select(ModelVersion.id)
         .where(ModelVersion.parent_id == version.id, ModelVersion.deleted_at.is_(None))
@@ -177,6 +186,13 @@ def delete_model(
     if user is not None:
         raise ModelInUse(f"The job {user} uses this model and has not ended.", param="model")
     version.deleted_at = utc_now()
+    record(
+        session,
+        actor=by,
+        action="model.deleted",
+        subject=("model", version.id),
+        project_id=version.project_id,
+    )
     return version
 
 
