@@ -26,10 +26,12 @@ from api.keys.routes import router as keys
 from api.limits import BodyLimit
 from api.openapi import describe
 from api.organization.routes import router as organization
+from api.policies.routes import router as policies
 from api.queue import Doorbell
 from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
+from api.reviews.routes import router as reviews
 from models.log import configure_logging
 from models.session import make_engine, session_factory
 from models.settings import Settings
@@ -75,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Certificates before the registry: a model's name takes every path that follows it.
     for router in (files, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
-    for router in (inference, keys, organization, audit, health.router):
+    for router in (inference, keys, organization, audit, policies, reviews, health.router):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)

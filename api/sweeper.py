@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api.queue import Doorbell, ring
-from api.registry.service import expire_review
+from api.reviews.service import expire_review
 from models.base import utc_now
 from models.job import Job, JobStatus, Stage, lock_job, requeue_lost
 from models.log import configure_logging

@@ -12,10 +12,12 @@ from models.job import Job, JobEvent
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.project import Organization, Project
+from models.review import Appeal, ReviewApproval
 from models.stored_certificate import StoredCertificate
 
 __all__ = [
     "ApiKey",
+    "Appeal",
     "AuditEntry",
     "Base",
     "Evaluation",
@@ -25,6 +27,7 @@ __all__ = [
     "ModelVersion",
     "Organization",
     "Project",
+    "ReviewApproval",
     "SafetyPolicy",
     "StoredCertificate",
 ]

@@ -34,6 +34,7 @@ from models.model_version import (
     VersionKind,
     get_version,
 )
+from models.review import Outcome, close_appeal
 from models.rows import Conversation, Pair, check_first_row
 from models.safety_set import HEADER, parse_header
 from models.storage import Storage
@@ -291,6 +292,7 @@ def cancel_job(
         version = session.get_one(ModelVersion, job.result_model_id)
         version.gate = Gate.BLOCKED
         version.gate_reasons = [*version.gate_reasons, "The job was cancelled before a decision."]
+        close_appeal(session, job.id, Outcome.WITHDRAWN)
     # Whoever cancels many, and so takes further locks, records them together afterwards.
     if by is not None:
         record(

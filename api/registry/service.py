@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import or_, select
@@ -14,22 +13,17 @@ from api.registry.base_models import find_base
 from api.registry.names import MAX_NAME, NAME_PATTERN, claim_name
 from api.registry.safety import verdicts
 from api.registry.schemas import CreateBase, ModelObject, Review
+from api.reviews.service import NotHeld, decide
 from models.api_key import ApiKey, Project
 from models.audit import record
 from models.base import unix, utc_now
 from models.errors import Conflict, DomainError, Forbidden
-from models.job import TERMINAL, Job, append_event, fail, lock_job, succeed
+from models.job import TERMINAL, Job
 from models.model_version import Gate, ModelNotFound, ModelVersion, VersionKind, get_version
 from models.safety_set import InvalidSafetySet, SafetySet
 from models.storage import Storage
 
 PROVIDER = "titer"
-
-
-class NotHeld(Conflict):
-    """The model does not wait for a decision."""
-
-    code = "model_not_held"
 
 
 class ModelInUse(Conflict):
@@ -199,57 +193,17 @@ def delete_model(session: Session, model_id: str, *, by: ApiKey, is_provider: bo
 def review_version(
     session: Session, model_id: str, review: Review, *, key: ApiKey
 ) -> tuple[ModelVersion, Job]:
-    """Carry out an operator's decision on a held model, which ends its job.
+    """Carry out a reviewer's decision on a held model, which is known here by its name.
 
     Raises:
         ModelNotFound: there is no such model.
         NotHeld: nobody waits for a decision on it.
+        AlreadyApproved: the same reviewer cannot be the second one.
     """
     version = get_version(session, model_id, project_id=None)
     if version.job_id is None:
         raise NotHeld(param="model")
-    job = lock_job(session, version.job_id)
-    session.refresh(version, with_for_update=True)
-    if not job.awaits_review or version.gate == Gate.RELEASED:
-        raise NotHeld(f"The model {version.id!r} does not wait for a decision.", param="model")
-    is_released = review.decision == "release"
-    version.gate = Gate.RELEASED if is_released else Gate.BLOCKED
-    verb = "released" if is_released else "rejected"
-    version.gate_reasons = [*version.gate_reasons, f"An operator {verb} it: {review.reason}"]
-    append_event(
-        session,
-        job,
-        f"An operator {verb} the model: {review.reason}",
-        level="info" if is_released else "warn",
-        type="review",
-        data={"decision": review.decision, "reason": review.reason, "key": key.id},
-    )
-    if is_released:
-        succeed(session, job)
-    else:
-        fail(
-            session,
-            job,
-            code="harmful_score_exceeded",
-            message=f"The model was held for a person, who rejected it: {review.reason}",
-        )
-    return version, job
-
-
-def expire_review(session: Session, job_id: str, *, now: datetime) -> bool:
-    """Block a held model that nobody decided on in time; say whether there was one."""
-    job = lock_job(session, job_id)
-    if not job.awaits_review or job.review_expires_at is None or job.review_expires_at > now:
-        return False
-    version = session.scalar(
-        select(ModelVersion).where(ModelVersion.job_id == job.id).with_for_update()
-    )
-    sentence = "Nobody decided on the held model in time, so it was blocked."
-    if version is not None:
-        version.gate = Gate.BLOCKED
-        version.gate_reasons = [*version.gate_reasons, sentence]
-    fail(session, job, code="review_expired", message=sentence)
-    return True
+    return decide(session, version.job_id, review.decision, review.reason, by=key)
 
 
 def _own_name(source: str) -> str:
