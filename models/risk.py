@@ -120,8 +120,16 @@ def tenant_risk(session: Session, project_id: str, *, now: datetime | None = Non
     Deleted models count: a deletion must not clear the account.
     """
     now = now or utc_now()
-    rows = session.execute(
-        select(ModelVersion.id, ModelVersion.parent_id, Evaluation)
+    newest = (
+        select(
+            ModelVersion.id.label("version_id"),
+            ModelVersion.parent_id,
+            # Of a report only this: the rest may be long.
+            Evaluation.report["harmful_score"].label("harmful_score"),
+            Evaluation.gate,
+            Evaluation.policy_version,
+            Evaluation.created_at,
+        )
         .join(Evaluation, Evaluation.version_id == ModelVersion.id)
         .where(
             ModelVersion.project_id == project_id,
@@ -130,19 +138,22 @@ def tenant_risk(session: Session, project_id: str, *, now: datetime | None = Non
         )
         .ext(distinct_on(ModelVersion.id))
         .order_by(ModelVersion.id, Evaluation.created_at.desc(), Evaluation.id.desc())
+        .subquery()
+    )
+    rows = session.execute(
+        select(newest).order_by(newest.c.created_at.desc()).limit(MAX_MODELS)
     ).all()
-    rows = sorted(rows, key=lambda row: row[2].created_at, reverse=True)[:MAX_MODELS]
     limits = _limits(session)
     default = PolicyRules().max_harmful_score
     models = [
         TunedModel(
-            version_id,
-            parent_id,
-            Rate.model_validate(evaluation.report["harmful_score"]),
-            Gate(evaluation.gate),
-            limits.get(evaluation.policy_version or 0, default),
+            row.version_id,
+            row.parent_id,
+            Rate.model_validate(row.harmful_score),
+            Gate(row.gate),
+            limits.get(row.policy_version or 0, default),
         )
-        for version_id, parent_id, evaluation in rows
+        for row in rows
     ]
     return add_up(models, _ancestors(session, {m.parent_id for m in models if m.parent_id}))
 

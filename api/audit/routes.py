@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response, StreamingResponse
@@ -33,7 +33,7 @@ class HalfAHead(DomainError):
 class OrganizationLogPage(Schema):
     """A page of the log, as the stock client reads it: by `last_id`."""
 
-    object: str = "list"
+    object: Literal["list"] = "list"
     data: list[OrganizationLog]
     first_id: str | None
     last_id: str | None

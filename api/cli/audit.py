@@ -82,8 +82,11 @@ def verify(
     if file is not None:
         found = _shown(_check(file, noted))
     else:
-        params = {"position": noted.position, "sha256": noted.sha256} if noted else {}
-        found = connected(context).get("/audit/verify", **params)
+        found = connected(context).get(
+            "/audit/verify",
+            position=noted.position if noted else None,
+            sha256=noted.sha256 if noted else None,
+        )
     if as_json:
         print_json(found)
     else:

@@ -194,8 +194,9 @@ def try_rules(session: Session, asked: DryRun) -> Tried:
     found = session.execute(query).all()
     for evaluation, version in found[:MAX_EVALUATIONS]:
         verdict = decide(evaluation.parsed(), rules, evaluation.tenant_risk)
-        counts.setdefault(evaluation.gate, Counter())[verdict.gate] += 1
-        if verdict.gate != evaluation.gate:
+        then = evaluation.gate or ""
+        counts.setdefault(then, Counter())[verdict.gate] += 1
+        if verdict.gate != then:
             changes.append(Change(evaluation, version, verdict.gate, verdict.reasons))
     start_at = _after(changes, asked.after)
     end = start_at + asked.limit

@@ -109,6 +109,8 @@ def downgrade() -> None:
     op.drop_table("review_approvals")
     op.drop_column("jobs", "held_at")
     op.drop_column("evaluations", "tenant_risk")
+    # Before, the newest version was in force for all: one that was a project's, or was not in force, must not be.
+    op.execute("delete from safety_policies where project_id is not null or activated_at is null")
     op.drop_index(op.f("ix_safety_policies_project_id"), table_name="safety_policies")
     op.drop_constraint(
         op.f("fk_safety_policies_project_id_projects"), "safety_policies", type_="foreignkey"
