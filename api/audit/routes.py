@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -84,8 +85,11 @@ def list_entries(
 )
 def export(request: Request, wanted: WantedDep) -> Response:
     """Read every entry, oldest first, as JSON Lines; without filters the file can be verified by itself."""
+    parts = service.export(request.app.state.sessions, wanted)
+    # What is wrong with the question comes out with the first part, while it can still be answered.
+    first = next(parts, b"")
     return StreamingResponse(
-        service.export(request.app.state.sessions, wanted),
+        chain([first], parts),
         media_type="application/jsonl",
         headers={"content-disposition": 'attachment; filename="audit.jsonl"'},
     )

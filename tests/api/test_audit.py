@@ -105,6 +105,11 @@ class TestExportAndVerify:
         ]
         assert check_chain(pairs).is_whole
 
+    def test_a_faulty_question_is_answered_before_anything_is_sent(self, operator: Tenant) -> None:
+        response = operator.client.get(f"{AUDIT}/export", params={"action": "\x00"})
+        assert response.status_code == 400
+        assert operator.client.get(f"{AUDIT}/export").content == b""
+
     def test_verify_tells_the_head_and_finds_a_break(self, operator: Tenant, place: Place) -> None:
         fill(place, 3)
         found = operator.client.get(f"{AUDIT}/verify").json()

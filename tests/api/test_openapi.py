@@ -77,7 +77,15 @@ def known(
     file = upload(customer)
     key = place.key(customer.project, Scope.CUSTOMER)
     place.session.commit()
-    return {"file_id": file, "job_id": job.id, "model": tuned.id, "key_id": key}
+    return {
+        "file_id": file,
+        "job_id": job.id,
+        "model": tuned.id,
+        "key_id": key,
+        "review_id": job.id,
+        "policy_id": "policy-1",
+        "project_id": customer.project.id,
+    }
 
 
 GOOD, BAD = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
