@@ -26,6 +26,8 @@ from models.model_version import Gate
 from models.rate import Rate
 from models.safety_set import MAX_CATEGORY
 
+DataAction = Literal["allow", "drop", "hold", "reject"]
+
 
 class PolicyRules(Frozen):
     """Limits, in percent. A provider changes them by adding a version, never in place."""
@@ -72,19 +74,19 @@ class PolicyRules(Frozen):
         le=1_000_000,
         description="A project's cumulative risk (`models.risk`) above which its models are held; null: never.",
     )
-    data_action: Literal["allow", "drop", "hold", "reject"] = Field(
+    data_action: DataAction = Field(
         "allow",
-        description="What becomes of a job whose training rows are flagged beyond `max_harmful_share`: trained on all "
-        "rows, trained without the flagged ones, held for a person, or refused.",
+        description="What becomes of training rows that the judges flag: trained on, left out, or the job ends; "
+        "anything but allow screens every job's file before training.",
     )
     max_harmful_share: float | None = Field(
         None,
         ge=0,
         le=100,
-        description="Percent of training rows that may be flagged before `data_action` is taken; null: never.",
+        description="Percent of rows flagged above which that is done; none: one row is enough.",
     )
     row_threshold: float = Field(
-        0.5, ge=0, le=1, description="A row is flagged when its harmful score reaches this."
+        0.5, gt=0, le=1, description="Share of the judges that must flag a row."
     )
 
     def category_limit(self, category: str) -> float:
