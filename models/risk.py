@@ -8,8 +8,8 @@
 * drift: the most points above its aligned model that any of the models has, near the limit or not; continued tuning
   is measured from the aligned model on, so that many small steps count as the one large step that they make
 
-The gate's own decision counts, not what a person made of it; and each model counts once, by its newest
-evaluation. Monotone: a further job or a higher HS never lowers it. It falls only as jobs grow older than the window, or
+The gate's decision by the scores counts, neither what a person made of it nor a hold for the risk itself; and
+each model counts once, by its newest evaluation. Monotone: a further job or a higher HS never lowers it. It falls only as jobs grow older than the window, or
 when a model is evaluated again. Points are percentage points of HS; there is no upper end.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -126,7 +126,7 @@ def tenant_risk(session: Session, project_id: str, *, now: datetime | None = Non
             ModelVersion.parent_id,
             # Of a report only this: the rest may be long.
             Evaluation.report["harmful_score"].label("harmful_score"),
-            Evaluation.gate,
+            func.coalesce(Evaluation.score_gate, Evaluation.gate).label("gate"),
             Evaluation.policy_version,
             Evaluation.created_at,
         )

@@ -75,9 +75,9 @@ def _decide(
     report: EvaluationReport,
     rules: PolicyRules,
 ) -> Verdict:
-    """Decide, and store the evaluation with the decision. The risk counts this model as its scores alone have it."""
+    """Decide, and store the evaluation with the decision. The project's risk counts this model too."""
     verdict = decide(report, rules)
-    evaluation.gate = verdict.gate
+    evaluation.gate = evaluation.score_gate = verdict.gate
     session.add(evaluation)
     session.flush()
     if version.project_id is not None:

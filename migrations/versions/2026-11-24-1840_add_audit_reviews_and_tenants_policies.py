@@ -69,6 +69,7 @@ def upgrade() -> None:
         op.f("ix_safety_policies_project_id"), "safety_policies", ["project_id"], unique=False
     )
     op.add_column("evaluations", sa.Column("tenant_risk", sa.Float(), nullable=True))
+    op.add_column("evaluations", sa.Column("score_gate", sa.String(), nullable=True))
     op.add_column("jobs", sa.Column("held_at", sa.DateTime(timezone=True), nullable=True))
     op.create_table(
         "review_approvals",
@@ -108,6 +109,7 @@ def downgrade() -> None:
     op.drop_table("appeals")
     op.drop_table("review_approvals")
     op.drop_column("jobs", "held_at")
+    op.drop_column("evaluations", "score_gate")
     op.drop_column("evaluations", "tenant_risk")
     # Before, the newest version was in force for all: one that was a project's, or was not in force, must not be.
     op.execute("delete from safety_policies where project_id is not null or activated_at is null")

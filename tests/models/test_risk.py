@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.api_key import Project
@@ -159,6 +160,17 @@ class TestTenantRisk:
         self.measure(session, version, 0, Gate.RELEASED, days_ago=1)
         risk = tenant_risk(session, project.id)
         assert (risk.models, risk.score) == (1, 0)
+
+    def test_a_hold_for_the_risk_itself_adds_no_attempt(
+        self, session: Session, project: Project
+    ) -> None:
+        version = self.add(session, project, 0, gate=Gate.HELD)
+        assert tenant_risk(session, project.id).attempts == 1
+        session.scalars(
+            select(Evaluation).where(Evaluation.version_id == version.id)
+        ).one().score_gate = Gate.RELEASED
+        session.flush()
+        assert tenant_risk(session, project.id).attempts == 0
 
     def test_near_is_near_the_limit_of_the_policy_that_decided(
         self, session: Session, project: Project

@@ -138,7 +138,7 @@ class TestTenantRisk:
         assert evaluation.tenant_risk is not None
         assert evaluation.tenant_risk > 10
         assert (job.status, job.stage) == (JobStatus.RUNNING, Stage.REVIEW)
-        assert evaluation.gate == Gate.HELD
+        assert (evaluation.gate, evaluation.score_gate) == (Gate.HELD, Gate.RELEASED)
         assert "cumulative risk" in evaluation.reasons[-1]
 
     def test_the_providers_own_models_have_none(self, provider: Provider) -> None:
