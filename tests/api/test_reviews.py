@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.reviews import service
 from api.sweeper import sweep
-from models.api_key import ApiKey, Scope, create_key
+from models.api_key import ApiKey, Scope, create_key, find_key
 from models.audit import AuditEntry, verify
 from models.base import utc_now
 from models.errors import DomainError
@@ -234,6 +234,16 @@ class TestFourEyes:
         done = second.client.post(address, json={"reason": "I agree"}).json()
         assert (done["status"], done["job_status"]) == ("released", "succeeded")
         assert audited(place) == ["model.release_approved", "model.released"]
+
+    def test_two_keys_of_one_person_are_one_reviewer(
+        self, reviewer: Tenant, second: Tenant, held: tuple[ModelVersion, Job], place: Place
+    ) -> None:
+        for tenant in (reviewer, second):
+            find_key(place.session, tenant.token).user_name = "kim"
+        place.session.commit()
+        address = f"{REVIEWS}/{held[1].id}/release"
+        assert reviewer.client.post(address, json=WHY).status_code == 200
+        assert code(second.client.post(address, json=WHY)) == (409, "already_approved")
 
     def test_one_is_enough_to_reject(
         self, reviewer: Tenant, second: Tenant, held: tuple[ModelVersion, Job]
