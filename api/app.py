@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from api import health
 from api.alignment.routes import router as alignment
 from api.answer_headers import AnswerHeaders
+from api.audit.routes import router as audit
 from api.certification.routes import certificates
 from api.certification.routes import router as certification
 from api.completions.routes import router as completions
@@ -29,10 +30,12 @@ from api.limits import BodyLimit
 from api.moderations.routes import router as moderations
 from api.openapi import describe
 from api.organization.routes import router as organization
+from api.policies.routes import router as policies
 from api.queue import Doorbell
 from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
+from api.reviews.routes import router as reviews
 from api.uploads.routes import router as uploads
 from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
@@ -83,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     for router in (inference, completions, moderations, keys, organization, health.router):
         app.include_router(router)
-    for router in (webhooks, event_stream):
+    for router in (webhooks, event_stream, audit, policies, reviews):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)

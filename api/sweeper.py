@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from api.files.service import delete_expired, remove_leftovers
 from api.queue import Doorbell, ring
-from api.registry.service import expire_review
+from api.reviews.service import expire_review
 from api.uploads.service import clean_uploads, expire_uploads
 from api.webhooks import delivery
 from models.base import utc_now

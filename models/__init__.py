@@ -4,6 +4,7 @@ Imports every table, so that alembic and the tests see the whole schema.
 """
 
 from models.api_key import ApiKey
+from models.audit import AuditEntry
 from models.base import Base
 from models.evaluation import Evaluation
 from models.file import File
@@ -11,12 +12,15 @@ from models.job import Job, JobEvent
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.project import Organization, Project
+from models.review import Appeal, ReviewApproval
 from models.stored_certificate import StoredCertificate
 from models.upload import Upload, UploadPart
 from models.webhook import WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 __all__ = [
     "ApiKey",
+    "Appeal",
+    "AuditEntry",
     "Base",
     "Evaluation",
     "File",
@@ -25,6 +29,7 @@ __all__ = [
     "ModelVersion",
     "Organization",
     "Project",
+    "ReviewApproval",
     "SafetyPolicy",
     "StoredCertificate",
     "Upload",

@@ -197,6 +197,11 @@ class Evaluation(Base):
     #: The policy version that decided on it, and what it decided; empty for measurements only.
     policy_version: Mapped[int | None]
     gate: Mapped[str | None]
+    #: The project's cumulative risk that was decided with; empty for the provider's own models.
+    tenant_risk: Mapped[float | None]
+    #: The gate by the scores alone. It is this that counts for the risk: a model that only the risk held must not
+    #: raise it, or whoever is above the line once would stay there.
+    score_gate: Mapped[str | None]
     reasons: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 

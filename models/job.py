@@ -6,7 +6,8 @@
                            └──► cancelled, failed
 
 `running → queued` happens when a lease runs out. While a held model waits for a person the job stays
-`running` in stage `review`, with no lease, for no worker holds it.
+`running` in stage `review`, with no lease, for no worker holds it. A person can `reopen` a failed job whose model
+is there: for review again, or to be evaluated again. Nothing else brings an ended job back.
 
 A worker owns a job by `Lease`: the job's id and the attempt it claimed. Everything it writes goes through
 `hold`, which finds the row only while that attempt still runs. So a cancel needs no flag and a worker that
@@ -27,6 +28,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     UniqueConstraint,
+    func,
     select,
     text,
     update,
@@ -35,6 +37,9 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
 from models.errors import Conflict, NotFound
+
+#: Type of the event after which a model is measured anew, whatever was measured before.
+REEVALUATION = "reevaluation"
 
 
 class JobNotFound(NotFound):
@@ -164,6 +169,8 @@ class Job(Base):
     gpu_seconds: Mapped[float] = mapped_column(default=0.0)
     #: When the doorbell was last rung; the sweeper rings again for jobs nobody took.
     rung_at: Mapped[datetime | None]
+    #: Since when the job's model waits for a person, or last did, and until when.
+    held_at: Mapped[datetime | None]
     review_expires_at: Mapped[datetime | None]
     event_count: Mapped[int] = mapped_column(default=0)
 
@@ -230,9 +237,10 @@ def move(job: Job, to: JobStatus, *, now: datetime | None = None) -> None:
     job.status = to
     if to != JobStatus.RUNNING:
         release_lease(job, now=now)
+        job.review_expires_at = None
     if to in TERMINAL:
         job.finished_at = now
-        job.estimated_finish = job.review_expires_at = None
+        job.estimated_finish = None
 
 
 def release_lease(job: Job, *, now: datetime | None = None) -> None:
@@ -354,6 +362,37 @@ def cancel(session: Session, job: Job) -> None:
     """
     move(job, JobStatus.CANCELLED)
     append_event(session, job, "Job cancelled.", level="warn")
+
+
+def await_review(job: Job, *, hours: float) -> None:
+    """Let a running job wait for a person, for so long; no worker holds it meanwhile."""
+    now = utc_now()
+    job.stage = Stage.REVIEW
+    release_lease(job, now=now)
+    job.estimated_finish = None
+    job.held_at, job.review_expires_at = now, now + timedelta(hours=hours)
+
+
+def reopen(job: Job, to: JobStatus) -> None:
+    """Bring a failed job back: `queued`, for its model to be evaluated again, or `running`, for review.
+
+    Raises:
+        IllegalTransition: the job has not failed.
+    """
+    if job.status != JobStatus.FAILED:
+        raise IllegalTransition(f"A job that is {job.status} cannot be opened again.")
+    job.status = to
+    job.finished_at = job.rung_at = None
+    job.error_code = job.error_message = job.error_param = None
+    job.lost_leases = 0
+
+
+def last_reevaluation(session: Session, job_id: str) -> int:
+    """Give the number of the event by which a person last asked for a new evaluation; 0 for none."""
+    asked = select(func.max(JobEvent.sequence)).where(
+        JobEvent.job_id == job_id, JobEvent.type == REEVALUATION
+    )
+    return session.scalar(asked) or 0
 
 
 def requeue_lost(session: Session, job: Job, *, max_attempts: int) -> None:

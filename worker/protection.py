@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from models.evaluation import EvaluationReport
 from models.hyperparameters import Recipe
-from models.job import Job, JobEvent, Stage, append_event
+from models.job import Job, JobEvent, Stage, append_event, last_reevaluation
 from models.model_version import Gate, ModelVersion
 from models.policy import Verdict, current_policy, decide
 from models.rows import Conversation
@@ -119,10 +119,14 @@ def settle(
 
 
 def _reports(job_id: str, shop: Workshop) -> dict[float, EvaluationReport]:
-    """Read what earlier attempts have measured, by scale."""
+    """Read what earlier attempts have measured, by scale, since a person last asked for a new evaluation."""
     with shop.sessions() as session:
         events = session.scalars(
-            select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == TRIED)
+            select(JobEvent).where(
+                JobEvent.job_id == job_id,
+                JobEvent.type == TRIED,
+                JobEvent.sequence > last_reevaluation(session, job_id),
+            )
         )
         return {
             event.data["scale"]: EvaluationReport.model_validate(event.data["report"])
@@ -148,7 +152,7 @@ def _choose(
         if is_new:
             reports[scale] = measure(bench.candidate(scale).version)
         with shop.sessions.begin() as session:
-            verdict = decide(reports[scale], current_policy(session).parsed())
+            verdict = decide(reports[scale], current_policy(session, work.tenant_id).parsed())
         if is_new:
             _tell(job, scale, reports[scale], verdict)
         if verdict.gate == Gate.RELEASED:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from datetime import timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.base import utc_now
+from models.audit import SERVICE, record
 from models.evaluation import Evaluation, EvaluationReport
 from models.file import File, content_key
-from models.job import Job, JobEvent, Stage, append_event, fail, release_lease, succeed
+from models.job import Job, JobEvent, Stage, append_event, await_review, fail, succeed
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, Verdict, current_policy, decide
+from models.risk import tenant_risk
 from models.storage import Storage
 from worker.leased_job import LeasedJob
 from worker.work import Work
@@ -34,26 +34,56 @@ def conclude(job: LeasedJob, work: Work, report: EvaluationReport, storage: Stor
     """Decide, in one transaction: evaluation, gate, result file, and the job's end or its review."""
     job.enter(Stage.GATE, "The gate decides.")
     with job.write() as (session, row):
-        policy = current_policy(session)
-        rules = policy.parsed()
-        verdict = decide(report, rules)
-        session.add(
-            Evaluation(
-                version_id=work.result_id,
-                job_id=work.job_id,
-                harmful_score_percent=report.harmful_score.percent,
-                report=report.model_dump(mode="json"),
-                policy_version=policy.version,
-                gate=verdict.gate,
-                reasons=list(verdict.reasons),
-            )
-        )
         version = session.get_one(ModelVersion, work.result_id)
+        policy = current_policy(session, version.project_id)
+        rules = policy.parsed()
+        evaluation = Evaluation(
+            version_id=work.result_id,
+            job_id=work.job_id,
+            harmful_score_percent=report.harmful_score.percent,
+            report=report.model_dump(mode="json"),
+            policy_version=policy.version,
+        )
+        verdict = _decide(session, version, evaluation, report, rules)
         version.gate = verdict.gate
         version.gate_reasons = list(verdict.reasons)
         row.result_file_id = _store_curve(session, row, report, storage).id
         _tell(session, row, report, rules, verdict)
         _end(session, row, rules, verdict)
+        record(
+            session,
+            actor=SERVICE,
+            action="gate.decided",
+            subject=("model", version.id),
+            project_id=version.project_id,
+            details={
+                "gate": verdict.gate,
+                "job": row.id,
+                "evaluation": evaluation.id,
+                "policy": policy.version,
+                "harmful_score": report.harmful_score.to_wire(),
+                "tenant_risk": evaluation.tenant_risk,
+            },
+        )
+    return verdict
+
+
+def _decide(
+    session: Session,
+    version: ModelVersion,
+    evaluation: Evaluation,
+    report: EvaluationReport,
+    rules: PolicyRules,
+) -> Verdict:
+    """Decide, and store the evaluation with the decision. The project's risk counts this model too."""
+    verdict = decide(report, rules)
+    evaluation.gate = evaluation.score_gate = verdict.gate
+    session.add(evaluation)
+    session.flush()
+    if version.project_id is not None:
+        evaluation.tenant_risk = tenant_risk(session, version.project_id).score
+        verdict = decide(report, rules, evaluation.tenant_risk)
+    evaluation.gate, evaluation.reasons = verdict.gate, list(verdict.reasons)
     return verdict
 
 
@@ -79,7 +109,7 @@ def _tell(
             "results": [
                 {
                     "category": name,
-                    "flagged": rate.low_percent > rules.max_category_harmful_score,
+                    "flagged": rate.low_percent > rules.category_limit(name),
                     "rate": round(rate.percent, 2),
                     "n": rate.n,
                 }
@@ -104,10 +134,7 @@ def _end(session: Session, job: Job, rules: PolicyRules, verdict: Verdict) -> No
                 ),
             )
         case Gate.HELD | Gate.PENDING:
-            job.stage = Stage.REVIEW
-            release_lease(job)
-            job.estimated_finish = None
-            job.review_expires_at = utc_now() + timedelta(hours=rules.review_hours)
+            await_review(job, hours=rules.review_hours)
             append_event(
                 session, job, "The model is held until a person has decided.", level="warn"
             )

@@ -75,6 +75,11 @@ class Work:
         """What the rows of its files must be."""
         return Pair if isinstance(self.recipe.method, DpoConfig) else Conversation
 
+    @property
+    def tenant_id(self) -> str | None:
+        """The project that the new version will belong to; None for the provider's own."""
+        return None if self.kind == JobKind.ALIGN else self.project_id
+
 
 def read_work(job_id: str, shop: Workshop) -> Work:
     """Read the job, its lineage, its files' rows in the database, and its safety set.

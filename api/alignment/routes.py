@@ -26,7 +26,7 @@ def create(
     body: CreateAlignment, caller: ProviderDep, session: SessionDep, replay: ReplayDep
 ) -> JobObject:
     """Start an alignment job on a registered base."""
-    return show_job(session, create_alignment(session, caller.project, body, replay))
+    return show_job(session, create_alignment(session, caller.key, body, replay))
 
 
 @router.get("")
@@ -45,9 +45,11 @@ def retrieve(job_id: str, session: SessionDep) -> JobObject:
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, session: SessionDep) -> JobObject:
+def cancel(job_id: str, caller: ProviderDep, session: SessionDep) -> JobObject:
     """Cancel an alignment job that has not ended."""
-    return show_job(session, service.cancel_job(session, KIND, job_id, project_id=None))
+    return show_job(
+        session, service.cancel_job(session, KIND, job_id, project_id=None, by=caller.key)
+    )
 
 
 @router.get("/{job_id}/events")

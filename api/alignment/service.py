@@ -10,7 +10,8 @@ from api.alignment.schemas import CreateAlignment
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.service import MAX_SEED, start
 from api.registry.names import claim_name
-from models.api_key import Project
+from models.api_key import ApiKey
+from models.audit import record
 from models.errors import DomainError
 from models.hyperparameters import resolve_align
 from models.job import Job, JobKind
@@ -30,9 +31,7 @@ class ParametersDiffer(DomainError):
     code = "parameters_differ"
 
 
-def create_alignment(
-    session: Session, project: Project, asked: CreateAlignment, replay: Replay
-) -> Job:
+def create_alignment(session: Session, by: ApiKey, asked: CreateAlignment, replay: Replay) -> Job:
     """Make an alignment job, or give the one that this same request made before.
 
     Raises:
@@ -42,7 +41,7 @@ def create_alignment(
         NameTaken: the new version's name is not free.
     """
     request_sha256 = request_hash(JobKind.ALIGN, asked)
-    earlier = find_replayed(session, project.id, replay, request_sha256)
+    earlier = find_replayed(session, by.project_id, replay, request_sha256)
     if earlier is not None:
         return earlier
     base = get_version(session, asked.model, project_id=None)
@@ -62,7 +61,7 @@ def create_alignment(
             param="hyperparameters.parameters",
         )
     job = Job(
-        project_id=project.id,
+        project_id=by.project_id,
         kind=JobKind.ALIGN,
         model_id=base.id,
         result_model_id=name,
@@ -73,4 +72,11 @@ def create_alignment(
         request_sha256=request_sha256,
     )
     start(session, job)
+    record(
+        session,
+        actor=by,
+        action="alignment.started",
+        subject=("job", job.id),
+        details={"model": base.id, "method": asked.method.name, "result": name},
+    )
     return job

@@ -43,7 +43,7 @@ def create(
     replay: ReplayDep,
 ) -> JobObject:
     """Start certifying an aligned model. Its gate stays as it is, whatever comes out."""
-    return show_job(session, create_certification(session, storage, caller.project, body, replay))
+    return show_job(session, create_certification(session, storage, caller.key, body, replay))
 
 
 @router.get("/jobs")
@@ -62,9 +62,11 @@ def retrieve(job_id: str, session: SessionDep) -> JobObject:
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel(job_id: str, session: SessionDep) -> JobObject:
+def cancel(job_id: str, caller: ProviderDep, session: SessionDep) -> JobObject:
     """Cancel a certification job that has not ended."""
-    return show_job(session, service.cancel_job(session, KIND, job_id, project_id=None))
+    return show_job(
+        session, service.cancel_job(session, KIND, job_id, project_id=None, by=caller.key)
+    )
 
 
 @router.get("/jobs/{job_id}/events")

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from api.certification.schemas import CreateCertification
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.service import ModelNotAligned, start
-from models.api_key import Project
+from models.api_key import ApiKey
+from models.audit import record
 from models.certification import CertificationPlan
 from models.certification_plans import PLANS
 from models.errors import Conflict
@@ -30,7 +31,7 @@ class CertificationRunning(Conflict):
 
 
 def create_certification(
-    session: Session, storage: Storage, project: Project, asked: CreateCertification, replay: Replay
+    session: Session, storage: Storage, by: ApiKey, asked: CreateCertification, replay: Replay
 ) -> Job:
     """Make a certification job, or give the one that this same request made before.
 
@@ -42,7 +43,7 @@ def create_certification(
         CertificationRunning: a certification of the model has not ended.
     """
     request_sha256 = request_hash(JobKind.CERTIFY, asked)
-    earlier = find_replayed(session, project.id, replay, request_sha256)
+    earlier = find_replayed(session, by.project_id, replay, request_sha256)
     if earlier is not None:
         return earlier
     version = get_version(session, asked.model, project_id=None)
@@ -58,7 +59,7 @@ def create_certification(
     plan.check_supply(_count_rows(storage, version.safety_prefix))
     _refuse_second(session, version.id)
     job = Job(
-        project_id=project.id,
+        project_id=by.project_id,
         kind=JobKind.CERTIFY,
         model_id=version.id,
         result_model_id=version.id,
@@ -69,6 +70,13 @@ def create_certification(
         request_sha256=request_sha256,
     )
     start(session, job)
+    record(
+        session,
+        actor=by,
+        action="certification.started",
+        subject=("job", job.id),
+        details={"model": version.id, "plan": plan.name, "plan_hash": plan.hash},
+    )
     return job
 
 

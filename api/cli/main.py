@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from api.cli import certify, files, jobs, keys, models, projects, service, webhooks
+from api.cli import (
+    audit,
+    certify,
+    files,
+    jobs,
+    keys,
+    models,
+    policies,
+    projects,
+    reviews,
+    service,
+    webhooks,
+)
 from api.cli.chat import chat
 from api.cli.connection import Connection
 from api.cli.evaluate import evaluate
@@ -49,6 +61,9 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
 app.command()(projects.usage)
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(policies.app, name="policies")
+app.add_typer(reviews.app, name="reviews")
+app.add_typer(audit.app, name="audit")
 app.command()(chat)
 app.command()(service.up)
 app.command()(service.demo)

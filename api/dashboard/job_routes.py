@@ -81,7 +81,13 @@ def give_curves(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response
 def cancel_job(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
     """Cancel a job that has not ended."""
     job = find_job(session, viewer.visible_project_id, job_id)
-    job_service.cancel_job(session, JobKind(job.kind), job.id, project_id=viewer.visible_project_id)
+    job_service.cancel_job(
+        session,
+        JobKind(job.kind),
+        job.id,
+        project_id=viewer.visible_project_id,
+        by=viewer.key,
+    )
     return _back_to(job)
 
 

@@ -85,7 +85,9 @@ def retrieve(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
 @router.post("/{job_id}/cancel")
 def cancel(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
     """Cancel a job that has not ended."""
-    job = service.cancel_job(session, KIND, job_id, project_id=caller.visible_project_id)
+    job = service.cancel_job(
+        session, KIND, job_id, project_id=caller.visible_project_id, by=caller.key
+    )
     return show_job(session, job)
 
 

@@ -16,7 +16,8 @@ from api.files.intake import FINE_TUNE
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.schemas import CreateJob
 from api.organization.quotas import check_job
-from models.api_key import Project
+from models.api_key import ApiKey, Project
+from models.audit import record
 from models.base import new_id
 from models.errors import DomainError
 from models.file import File, get_file
@@ -33,6 +34,7 @@ from models.model_version import (
     VersionKind,
     get_version,
 )
+from models.review import Outcome, close_appeal
 from models.rows import Conversation, Pair, check_first_row
 from models.safety_set import HEADER, parse_header
 from models.storage import Storage
@@ -272,7 +274,9 @@ def get_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | N
     return job
 
 
-def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
+def cancel_job(
+    session: Session, kind: JobKind, job_id: str, *, project_id: str | None, by: ApiKey | None
+) -> Job:
     """Cancel a job, whatever it is doing.
 
     Raises:
@@ -288,6 +292,17 @@ def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str 
         version = session.get_one(ModelVersion, job.result_model_id)
         version.gate = Gate.BLOCKED
         version.gate_reasons = [*version.gate_reasons, "The job was cancelled before a decision."]
+        close_appeal(session, job.id, Outcome.WITHDRAWN)
+    # Whoever cancels many, and so takes further locks, records them together afterwards.
+    if by is not None:
+        record(
+            session,
+            actor=by,
+            action="job.cancelled",
+            subject=("job", job.id),
+            project_id=job.project_id,
+            details={"kind": job.kind},
+        )
     return job
 
 

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[Depends(requi
 @router.post("")
 def create(body: CreateKey, caller: OperatorDep, session: SessionDep) -> CreatedKey:
     """Make a key. Its secret is in this answer and nowhere else, ever."""
-    return CreatedKey.made(*service.make_key(session, caller.project.id, body))
+    return CreatedKey.made(*service.make_key(session, caller.key, body))
 
 
 @router.get("")
@@ -37,13 +37,17 @@ def retrieve(key_id: str, session: SessionDep) -> KeyObject:
 
 
 @router.post("/{key_id}/rotate")
-def rotate(key_id: str, session: SessionDep, body: RotateKey | None = None) -> CreatedKey:
+def rotate(
+    key_id: str, caller: OperatorDep, session: SessionDep, body: RotateKey | None = None
+) -> CreatedKey:
     """Replace a key by a new one that may do the same; the old one works for a while longer."""
     grace_seconds = (body or RotateKey()).grace_seconds
-    return CreatedKey.made(*service.rotate_key(session, key_id, grace_seconds=grace_seconds))
+    return CreatedKey.made(
+        *service.rotate_key(session, key_id, grace_seconds=grace_seconds, by=caller.key)
+    )
 
 
 @router.delete("/{key_id}")
-def revoke(key_id: str, session: SessionDep) -> KeyObject:
+def revoke(key_id: str, caller: OperatorDep, session: SessionDep) -> KeyObject:
     """Revoke a key; it stops working at once."""
-    return KeyObject.of(service.revoke_key(session, key_id))
+    return KeyObject.of(service.revoke_key(session, key_id, by=caller.key))

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from api.keys.schemas import CreateKey
 from api.locks import lock_name
 from models.api_key import ApiKey, Project, Scope, create_key
+from models.audit import DATABASE, Actor, record
 from models.base import utc_now
 from models.errors import Conflict, DomainError, NotFound
 
@@ -54,7 +55,7 @@ class LastOperatorKey(Conflict):
     code = "last_operator_key"
 
 
-def make_key(session: Session, own_project_id: str, asked: CreateKey) -> tuple[ApiKey, str]:
+def make_key(session: Session, by: ApiKey, asked: CreateKey) -> tuple[ApiKey, str]:
     """Make a key for the project that was named, or for the caller's own.
 
     Raises:
@@ -62,9 +63,9 @@ def make_key(session: Session, own_project_id: str, asked: CreateKey) -> tuple[A
         AmbiguousProject: several projects have the name.
         ProjectArchived: the project has ended.
     """
-    project = _project(session, asked.project or own_project_id)
+    project = _project(session, asked.project or by.project_id)
     lifetime = asked.expires_in_seconds
-    return create_key(
+    key, token = create_key(
         session,
         project,
         asked.name,
@@ -72,6 +73,8 @@ def make_key(session: Session, own_project_id: str, asked: CreateKey) -> tuple[A
         user_name=asked.user,
         expires_at=None if lifetime is None else utc_now() + timedelta(seconds=lifetime),
     )
+    _record(session, by, "key.created", key)
+    return key, token
 
 
 def make_operator_key(session: Session, name: str, project: str = FIRST_PROJECT) -> str:
@@ -85,7 +88,8 @@ def make_operator_key(session: Session, name: str, project: str = FIRST_PROJECT)
         AmbiguousProject: several projects have the name.
         ProjectArchived: the project has ended.
     """
-    _, token = create_key(session, _project(session, project), name, frozenset(Scope))
+    key, token = create_key(session, _project(session, project), name, frozenset(Scope))
+    _record(session, DATABASE, "key.created", key)
     return token
 
 
@@ -144,7 +148,9 @@ def get_key(
     return key
 
 
-def rotate_key(session: Session, key_id: str, *, grace_seconds: int) -> tuple[ApiKey, str]:
+def rotate_key(
+    session: Session, key_id: str, *, grace_seconds: int, by: ApiKey
+) -> tuple[ApiKey, str]:
     """Make a key that may do what this one may; this one ends with the grace period.
 
     Raises:
@@ -168,10 +174,12 @@ def rotate_key(session: Session, key_id: str, *, grace_seconds: int) -> tuple[Ap
         old.revoked_at = now
     else:
         old.expires_at = min(old.expires_at or NEVER, now + timedelta(seconds=grace_seconds))
+    _record(session, by, "key.rotated", old)
+    _record(session, by, "key.created", new)
     return new, token
 
 
-def revoke_key(session: Session, key_id: str) -> ApiKey:
+def revoke_key(session: Session, key_id: str, *, by: ApiKey) -> ApiKey:
     """Make a key worthless at once; a second time changes nothing.
 
     Raises:
@@ -184,6 +192,7 @@ def revoke_key(session: Session, key_id: str) -> ApiKey:
         return key
     _refuse_last_operators(session, lambda other: other.id == key.id)
     key.revoked_at = utc_now()
+    _record(session, by, "key.revoked", key)
     return key
 
 
@@ -213,6 +222,17 @@ def _refuse_last_operators(session: Session, is_lost: Callable[[ApiKey], bool]) 
 
 def _end(key: ApiKey) -> datetime:
     return key.expires_at or NEVER
+
+
+def _record(session: Session, actor: ApiKey | Actor, action: str, key: ApiKey) -> None:
+    record(
+        session,
+        actor=actor,
+        action=action,
+        subject=("key", key.id),
+        project_id=key.project.id,
+        details={"name": key.name, "scopes": list(key.scopes)},
+    )
 
 
 def _project(session: Session, name_or_id: str) -> Project:

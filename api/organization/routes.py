@@ -45,10 +45,10 @@ MAX_BUCKETS = 366
 MAX_PROJECTS = 100
 
 
-@router.post("/projects", dependencies=OPERATORS)
-def create_project(body: CreateProject, session: SessionDep) -> ProjectObject:
+@router.post("/projects")
+def create_project(body: CreateProject, caller: OperatorDep, session: SessionDep) -> ProjectObject:
     """Make a project."""
-    return ProjectObject.of(service.create_project(session, body))
+    return ProjectObject.of(service.create_project(session, body, by=caller.key))
 
 
 @router.get("/projects", dependencies=OPERATORS)
@@ -75,16 +75,18 @@ def retrieve_project(project_id: str, session: SessionDep) -> ProjectObject:
     return ProjectObject.of(service.get_project(session, project_id))
 
 
-@router.post("/projects/{project_id}", dependencies=OPERATORS)
-def update_project(project_id: str, body: UpdateProject, session: SessionDep) -> ProjectObject:
+@router.post("/projects/{project_id}")
+def update_project(
+    project_id: str, body: UpdateProject, caller: OperatorDep, session: SessionDep
+) -> ProjectObject:
     """Change a project's name, priority or limits; what is left out stays."""
-    return ProjectObject.of(service.update_project(session, project_id, body))
+    return ProjectObject.of(service.update_project(session, project_id, body, by=caller.key))
 
 
-@router.post("/projects/{project_id}/archive", dependencies=OPERATORS)
-def archive_project(project_id: str, session: SessionDep) -> ProjectObject:
+@router.post("/projects/{project_id}/archive")
+def archive_project(project_id: str, caller: OperatorDep, session: SessionDep) -> ProjectObject:
     """End a project: its keys stop working, its waiting jobs are cancelled, what it owns stays."""
-    return ProjectObject.of(service.archive_project(session, project_id))
+    return ProjectObject.of(service.archive_project(session, project_id, by=caller.key))
 
 
 @router.get("/projects/{project_id}/api_keys", dependencies=OPERATORS)
@@ -109,11 +111,13 @@ def retrieve_project_key(project_id: str, key_id: str, session: SessionDep) -> P
     return ProjectKeyObject.of(keys.get_key(session, key_id, project_id=project_id))
 
 
-@router.delete("/projects/{project_id}/api_keys/{key_id}", dependencies=OPERATORS)
-def delete_project_key(project_id: str, key_id: str, session: SessionDep) -> Deleted:
+@router.delete("/projects/{project_id}/api_keys/{key_id}")
+def delete_project_key(
+    project_id: str, key_id: str, caller: OperatorDep, session: SessionDep
+) -> Deleted:
     """Revoke a key of a project."""
     keys.get_key(session, key_id, project_id=project_id)
-    keys.revoke_key(session, key_id)
+    keys.revoke_key(session, key_id, by=caller.key)
     return Deleted(id=key_id, object="organization.project.api_key.deleted")
 
 
@@ -125,7 +129,7 @@ def create_admin_key(
     asked = CreateKey(
         name=body.name, scopes={Scope.OPERATOR}, expires_in_seconds=body.expires_in_seconds
     )
-    key, token = keys.make_key(session, caller.project.id, asked)
+    key, token = keys.make_key(session, caller.key, asked)
     return CreatedAdminKey(**AdminKeyObject.of(key).model_dump(), value=token)
 
 
@@ -154,11 +158,11 @@ def retrieve_admin_key(key_id: str, session: SessionDep) -> AdminKeyObject:
     return AdminKeyObject.of(keys.get_key(session, key_id, scope=Scope.OPERATOR))
 
 
-@router.delete("/admin_api_keys/{key_id}", dependencies=OPERATORS)
-def delete_admin_key(key_id: str, session: SessionDep) -> Deleted:
+@router.delete("/admin_api_keys/{key_id}")
+def delete_admin_key(key_id: str, caller: OperatorDep, session: SessionDep) -> Deleted:
     """Revoke a key with the scope operator; the last one stays."""
     keys.get_key(session, key_id, scope=Scope.OPERATOR)
-    keys.revoke_key(session, key_id)
+    keys.revoke_key(session, key_id, by=caller.key)
     return Deleted(id=key_id, object="organization.admin_api_key.deleted")
 
 

@@ -13,6 +13,8 @@ from api.keys.service import ProjectNotFound, refuse_last_operator_keys
 from api.locks import lock_name
 from api.organization.quotas import WAITING, lock_jobs
 from api.organization.schemas import CreateProject, QuotaLimits, UpdateProject
+from models.api_key import ApiKey
+from models.audit import record
 from models.base import utc_now
 from models.errors import Conflict, DomainError, NotFound
 from models.job import IllegalTransition, Job, JobKind
@@ -37,7 +39,7 @@ class NameTaken(Conflict):
     code = "name_taken"
 
 
-def create_project(session: Session, asked: CreateProject) -> Project:
+def create_project(session: Session, asked: CreateProject, *, by: ApiKey) -> Project:
     """Make a project, in an organization of its own when none is named.
 
     Raises:
@@ -53,6 +55,7 @@ def create_project(session: Session, asked: CreateProject) -> Project:
     _set_quotas(project, asked.quotas)
     session.add(project)
     session.flush()
+    _record(session, by, "project.created", project, {"name": project.name})
     return project
 
 
@@ -88,7 +91,9 @@ def get_project(session: Session, project_id: str) -> Project:
     return project
 
 
-def update_project(session: Session, project_id: str, asked: UpdateProject) -> Project:
+def update_project(
+    session: Session, project_id: str, asked: UpdateProject, *, by: ApiKey
+) -> Project:
     """Change a project's name, priority and limits; what was not sent stays.
 
     Raises:
@@ -103,10 +108,12 @@ def update_project(session: Session, project_id: str, asked: UpdateProject) -> P
         project.priority = asked.priority
     if asked.quotas is not None:
         _set_quotas(project, asked.quotas)
+    changed = asked.model_dump(mode="json", exclude_unset=True)
+    _record(session, by, "project.updated", project, changed)
     return project
 
 
-def archive_project(session: Session, project_id: str) -> Project:
+def archive_project(session: Session, project_id: str, *, by: ApiKey) -> Project:
     """End a project: its keys open nothing from now on, its waiting jobs are cancelled, all else stays.
 
     Raises:
@@ -131,8 +138,22 @@ def archive_project(session: Session, project_id: str) -> Project:
     for job_id, kind in waiting:
         # One may have been cancelled by its owner a moment ago.
         with suppress(IllegalTransition):
-            cancel_job(session, JobKind(kind), job_id, project_id=project.id)
+            cancel_job(session, JobKind(kind), job_id, project_id=project.id, by=None)
+    _record(session, by, "project.archived", project, {"waiting_jobs": len(waiting)})
     return project
+
+
+def _record(
+    session: Session, by: ApiKey, action: str, project: Project, details: dict[str, object]
+) -> None:
+    record(
+        session,
+        actor=by,
+        action=action,
+        subject=("project", project.id),
+        project_id=project.id,
+        details=details,
+    )
 
 
 def claim_project_name(session: Session, name: str) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from api.deps import (
     CallerDep,
+    ProviderDep,
     ReviewerDep,
     SessionDep,
     StorageDep,
     after_commit,
-    require_provider,
 )
 from api.registry import service
 from api.registry.schemas import CreateBase, ModelObject, Review, ReviewedModel
@@ -28,10 +28,12 @@ def list_models(caller: CallerDep, session: SessionDep) -> Listing[ModelObject]:
     return Listing(data=service.show_models(session, versions, is_staff=caller.is_staff))
 
 
-@router.post("/v1/base_models", dependencies=[Depends(require_provider)])
-def register_base(body: CreateBase, session: SessionDep, storage: StorageDep) -> ModelObject:
+@router.post("/v1/base_models")
+def register_base(
+    body: CreateBase, caller: ProviderDep, session: SessionDep, storage: StorageDep
+) -> ModelObject:
     """Register a base model: a folder on the server or a hub repository, pinned to its commit."""
-    version = service.register_base(session, storage, body)
+    version = service.register_base(session, storage, body, by=caller.key)
     return service.show_models(session, [version], is_staff=True)[0]
 
 
@@ -54,9 +56,7 @@ def retrieve(model: str, caller: CallerDep, session: SessionDep) -> ModelObject:
 @router.delete("/v1/models/{model:path}")
 def delete(model: str, caller: CallerDep, session: SessionDep, storage: StorageDep) -> Deleted:
     """Delete a tuned model of your own; providers delete any that nothing rests on."""
-    version = service.delete_model(
-        session, model, project_id=caller.project.id, is_provider=caller.is_provider
-    )
+    version = service.delete_model(session, model, by=caller.key, is_provider=caller.is_provider)
     prefix = version.source.get("prefix")
     if isinstance(prefix, str):
         after_commit(session, partial(storage.delete_folder, prefix))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import or_, select
@@ -14,21 +13,17 @@ from api.registry.base_models import find_base
 from api.registry.names import MAX_NAME, NAME_PATTERN, claim_name
 from api.registry.safety import verdicts
 from api.registry.schemas import CreateBase, ModelObject, Review
+from api.reviews.service import NotHeld, decide
 from models.api_key import ApiKey, Project
+from models.audit import record
 from models.base import unix, utc_now
 from models.errors import Conflict, DomainError, Forbidden
-from models.job import TERMINAL, Job, append_event, fail, lock_job, succeed
+from models.job import TERMINAL, Job
 from models.model_version import Gate, ModelNotFound, ModelVersion, VersionKind, get_version
 from models.safety_set import InvalidSafetySet, SafetySet
 from models.storage import Storage
 
 PROVIDER = "titer"
-
-
-class NotHeld(Conflict):
-    """The model does not wait for a decision."""
-
-    code = "model_not_held"
 
 
 class ModelInUse(Conflict):
@@ -49,7 +44,9 @@ class InvalidName(DomainError):
     code = "invalid_name"
 
 
-def register_base(session: Session, storage: Storage, asked: CreateBase) -> ModelVersion:
+def register_base(
+    session: Session, storage: Storage, asked: CreateBase, *, by: ApiKey
+) -> ModelVersion:
     """Check a base and its safety set, and make it known.
 
     Raises:
@@ -78,6 +75,13 @@ def register_base(session: Session, storage: Storage, asked: CreateBase) -> Mode
     )
     session.add(version)
     session.flush()
+    record(
+        session,
+        actor=by,
+        action="base.registered",
+        subject=("model", version.id),
+        details={"data_hashes": version.data_hashes},
+    )
     return version
 
 
@@ -144,9 +148,7 @@ def show_models(
     ]
 
 
-def delete_model(
-    session: Session, model_id: str, *, project_id: str, is_provider: bool
-) -> ModelVersion:
+def delete_model(session: Session, model_id: str, *, by: ApiKey, is_provider: bool) -> ModelVersion:
     """Forget a model that nothing rests on. Its weights go after the commit.
 
     Raises:
@@ -154,12 +156,13 @@ def delete_model(
         NotYourModel: it is the provider's, and the caller no operator.
         ModelInUse: other models were made from it, or a job that has not ended uses or makes it.
     """
-    version = get_model(session, model_id, project_id=None if is_provider else project_id)
-    if not is_provider and version.project_id != project_id:
+    visible = None if is_provider else by.project_id
+    version = get_model(session, model_id, project_id=visible)
+    if not is_provider and version.project_id != by.project_id:
         raise NotYourModel
     # Waits for jobs that are just being made on this model, and makes later ones not find it.
     session.refresh(version, with_for_update=True)
-    version = get_model(session, model_id, project_id=None if is_provider else project_id)
+    version = get_model(session, model_id, project_id=visible)
     child = session.scalar(
         select(ModelVersion.id)
         .where(ModelVersion.parent_id == version.id, ModelVersion.deleted_at.is_(None))
@@ -177,63 +180,30 @@ def delete_model(
     if user is not None:
         raise ModelInUse(f"The job {user} uses this model and has not ended.", param="model")
     version.deleted_at = utc_now()
+    record(
+        session,
+        actor=by,
+        action="model.deleted",
+        subject=("model", version.id),
+        project_id=version.project_id,
+    )
     return version
 
 
 def review_version(
     session: Session, model_id: str, review: Review, *, key: ApiKey
 ) -> tuple[ModelVersion, Job]:
-    """Carry out an operator's decision on a held model, which ends its job.
+    """Carry out a reviewer's decision on a held model, which is known here by its name.
 
     Raises:
         ModelNotFound: there is no such model.
         NotHeld: nobody waits for a decision on it.
+        AlreadyApproved: the same reviewer cannot be the second one.
     """
     version = get_version(session, model_id, project_id=None)
     if version.job_id is None:
         raise NotHeld(param="model")
-    job = lock_job(session, version.job_id)
-    session.refresh(version, with_for_update=True)
-    if not job.awaits_review or version.gate == Gate.RELEASED:
-        raise NotHeld(f"The model {version.id!r} does not wait for a decision.", param="model")
-    is_released = review.decision == "release"
-    version.gate = Gate.RELEASED if is_released else Gate.BLOCKED
-    verb = "released" if is_released else "rejected"
-    version.gate_reasons = [*version.gate_reasons, f"An operator {verb} it: {review.reason}"]
-    append_event(
-        session,
-        job,
-        f"An operator {verb} the model: {review.reason}",
-        level="info" if is_released else "warn",
-        type="review",
-        data={"decision": review.decision, "reason": review.reason, "key": key.id},
-    )
-    if is_released:
-        succeed(session, job)
-    else:
-        fail(
-            session,
-            job,
-            code="harmful_score_exceeded",
-            message=f"The model was held for a person, who rejected it: {review.reason}",
-        )
-    return version, job
-
-
-def expire_review(session: Session, job_id: str, *, now: datetime) -> bool:
-    """Block a held model that nobody decided on in time; say whether there was one."""
-    job = lock_job(session, job_id)
-    if not job.awaits_review or job.review_expires_at is None or job.review_expires_at > now:
-        return False
-    version = session.scalar(
-        select(ModelVersion).where(ModelVersion.job_id == job.id).with_for_update()
-    )
-    sentence = "Nobody decided on the held model in time, so it was blocked."
-    if version is not None:
-        version.gate = Gate.BLOCKED
-        version.gate_reasons = [*version.gate_reasons, sentence]
-    fail(session, job, code="review_expired", message=sentence)
-    return True
+    return decide(session, version.job_id, review.decision, review.reason, by=key)
 
 
 def _own_name(source: str) -> str:

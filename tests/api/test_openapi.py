@@ -104,6 +104,9 @@ def known(
         "key_id": key,
         "endpoint_id": endpoint.id,
         "delivery_id": delivery,
+        "review_id": job.id,
+        "policy_id": "policy-1",
+        "project_id": customer.project.id,
     }
 
 

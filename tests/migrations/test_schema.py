@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session, joinedload
 import migrations
 from models import Base
 from models.job import JobKind, append_event
+from models.policy import PolicyRules, SafetyPolicy, current_policy
 from models.project import Priority, Project, Quotas
 from models.session import make_engine
-from tests.models.factories import make_job
+from tests.models.factories import make_job, make_project
 
 
 @pytest.fixture
@@ -131,4 +132,27 @@ def test_projects_that_were_there_before_organizations_keep_the_id_that_clients_
             assert project.organization.name == name
             assert (project.priority, project.archived_at) == (Priority.NORMAL, None)
             assert project.quotas(Quotas(jobs_queued=7)) == Quotas(jobs_queued=7)
+    engine.dispose()
+
+
+def test_a_policy_that_was_not_in_force_is_not_so_before_or_after(
+    database_url: str, config: Config
+) -> None:
+    engine = make_engine(database_url)
+    rules = PolicyRules().model_dump(mode="json")
+    with Session(engine) as session:
+        project = make_project(session)
+        session.add(SafetyPolicy(version=1, rules=rules))
+        session.add(SafetyPolicy(version=2, rules=rules, project_id=project.id))
+        waiting = SafetyPolicy(version=3, rules=rules)
+        session.add(waiting)
+        session.flush()
+        waiting.activated_at = None
+        session.commit()
+    run(engine, config, "b1c0e3a7d952")
+    with engine.connect() as connection:
+        assert connection.scalars(text("select version from safety_policies")).all() == [1]
+    run(engine, config, "head")
+    with Session(engine) as session:
+        assert current_policy(session).version == 1
     engine.dispose()

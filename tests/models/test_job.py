@@ -25,6 +25,7 @@ from models.job import (
     LeaseLost,
     Stage,
     append_event,
+    await_review,
     cancel,
     claim,
     fail,
@@ -32,6 +33,7 @@ from models.job import (
     hold,
     lock_job,
     move,
+    reopen,
     requeue_lost,
     succeed,
 )
@@ -231,6 +233,38 @@ class TestEnds:
             fail(session, job, code="late", message="Late.")
         assert job.event_count == before == len(log_of(session, job.id))
         assert job.error_code is None
+
+
+class TestReview:
+    def test_a_job_that_waits_for_a_person_has_no_lease_and_an_end(self, session: Session) -> None:
+        job, lease = claimed(session)
+        await_review(job, hours=2)
+        assert job.awaits_review
+        assert (job.lease_owner, job.lease_expires_at) == (None, None)
+        assert job.held_at is not None
+        assert job.review_expires_at == job.held_at + timedelta(hours=2)
+        with pytest.raises(LeaseLost):
+            hold(session, lease)
+
+    @pytest.mark.parametrize("to", [JobStatus.QUEUED, JobStatus.RUNNING])
+    def test_a_failed_job_comes_back_without_its_error(
+        self, session: Session, to: JobStatus
+    ) -> None:
+        job, lease = claimed(session)
+        fail(session, job, code="worker_lost", message="m", param="p")
+        job.lost_leases = 3
+        reopen(job, to)
+        assert (job.status, job.error_code, job.error_message) == (to, None, None)
+        assert (job.error_param, job.finished_at, job.lost_leases) == (None, None, 0)
+        if to == JobStatus.QUEUED:
+            again = claim(session, job.id, owner="w2", lease_seconds=60)
+            assert again == Lease(job.id, lease.attempt + 1)
+
+    @pytest.mark.parametrize("status", [s for s in JobStatus if s != JobStatus.FAILED])
+    def test_no_other_job_comes_back(self, session: Session, status: JobStatus) -> None:
+        job = make_job(session, status=status)
+        with pytest.raises(IllegalTransition):
+            reopen(job, JobStatus.QUEUED)
 
 
 class TestLockJob:

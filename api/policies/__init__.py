@@ -1,0 +1,1 @@
+"""Safety policies: versions of the rules, and what candidates would have decided."""

@@ -1,0 +1,1 @@
+"""The queue of held models, decisions on them, appeals, and projects' cumulative risk."""

@@ -1,0 +1,129 @@
+"""Turns jobs whose models wait for a decision into what reviewers see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.registry.safety import latest_evaluations, verdicts
+from api.reviews.schemas import (
+    AppealObject,
+    AppealText,
+    Approval,
+    ReviewObject,
+    ReviewProject,
+    RiskObject,
+)
+from api.reviews.service import made_versions
+from models.api_key import Project
+from models.base import unix
+from models.job import Job, JobStatus
+from models.model_version import ModelVersion
+from models.policy import current_policy
+from models.review import Appeal, ReviewApproval
+from models.risk import tenant_risk
+
+
+def show_review(session: Session, job: Job) -> ReviewObject:
+    """Show one review."""
+    return show_reviews(session, [job])[0]
+
+
+def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
+    """Show reviews; the risk is worked out once for each project."""
+    versions = made_versions(session, jobs)
+    ids = [job.id for job in jobs]
+    safety = verdicts(session, versions.values())
+    evaluations = latest_evaluations(session, {version.id for version in versions.values()})
+    appeals = {a.job_id: a for a in session.scalars(select(Appeal).where(Appeal.job_id.in_(ids)))}
+    given: dict[str, list[ReviewApproval]] = {}
+    for approval in session.scalars(
+        select(ReviewApproval)
+        .where(ReviewApproval.job_id.in_(ids))
+        .order_by(ReviewApproval.created_at, ReviewApproval.key_id)
+    ):
+        given.setdefault(approval.job_id, []).append(approval)
+    projects = {
+        project.id: project
+        for project in session.scalars(
+            select(Project).where(Project.id.in_({job.project_id for job in jobs}))
+        )
+    }
+    tenants = {v.project_id for v in versions.values()}
+    risks = {tenant: tenant_risk(session, tenant).to_wire() for tenant in tenants if tenant}
+    needed = {tenant: current_policy(session, tenant).parsed() for tenant in tenants}
+    shown = []
+    for job in jobs:
+        version = versions.get(job.id)
+        if version is None:
+            continue
+        evaluation = evaluations.get(version.id)
+        project = projects[job.project_id]
+        appeal = appeals.get(job.id)
+        shown.append(
+            ReviewObject(
+                id=job.id,
+                status=_status(job, version),
+                cause=_cause(appeal),
+                job=job.id,
+                job_status=job.status,
+                kind=job.kind,
+                model=version.id,
+                project=ReviewProject(id=project.id, name=project.name),
+                created_at=unix(job.held_at or job.created_at),
+                expires_at=unix(job.review_expires_at) if job.review_expires_at else None,
+                reasons=[str(reason) for reason in version.gate_reasons],
+                policy_version=evaluation.policy_version if evaluation else None,
+                approvals=[
+                    Approval(key_id=a.key_id, reason=a.reason, created_at=unix(a.created_at))
+                    for a in given.get(job.id, [])
+                ],
+                approvals_needed=needed[version.project_id].release_approvals,
+                appeal=AppealText(
+                    text=appeal.text, created_at=unix(appeal.created_at), outcome=appeal.outcome
+                )
+                if appeal
+                else None,
+                safety=safety.get(version.id),
+                risk=risks.get(version.project_id or ""),
+            )
+        )
+    return shown
+
+
+def show_appeal(appeal: Appeal, job: Job) -> AppealObject:
+    """Show an appeal to its customer."""
+    return AppealObject(
+        job=job.id,
+        model=job.result_model_id,
+        text=appeal.text,
+        created_at=unix(appeal.created_at),
+        status=appeal.outcome or "open",
+        closed_at=unix(appeal.closed_at) if appeal.closed_at else None,
+    )
+
+
+def show_risk(session: Session, project: Project) -> RiskObject:
+    """Show a project's cumulative risk beside its policy's limit."""
+    return RiskObject.model_validate(
+        {
+            **tenant_risk(session, project.id).to_wire(),
+            "project": ReviewProject(id=project.id, name=project.name),
+            "limit": current_policy(session, project.id).parsed().max_tenant_risk,
+        }
+    )
+
+
+def _status(job: Job, version: ModelVersion) -> str:
+    if job.awaits_review:
+        return "waiting"
+    if job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+        return "evaluating"
+    return version.gate
+
+
+def _cause(appeal: Appeal | None) -> Literal["gate", "appeal"]:
+    return "appeal" if appeal is not None and appeal.outcome is None else "gate"
