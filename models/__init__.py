@@ -5,6 +5,7 @@ Imports every table, so that alembic and the tests see the whole schema.
 
 from models.api_key import ApiKey
 from models.base import Base
+from models.data_risk import ScreenedRow, Screening
 from models.evaluation import Evaluation
 from models.file import File
 from models.job import Job, JobEvent
@@ -26,6 +27,8 @@ __all__ = [
     "Organization",
     "Project",
     "SafetyPolicy",
+    "ScreenedRow",
+    "Screening",
     "StoredCertificate",
     "Upload",
     "UploadPart",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from sqlalchemy import select
@@ -21,6 +21,8 @@ from models.evaluation import EvaluationReport
 from models.frozen import Frozen
 from models.model_version import Gate
 from models.rate import Rate
+
+DataAction = Literal["allow", "drop", "hold", "reject"]
 
 
 class PolicyRules(Frozen):
@@ -47,6 +49,20 @@ class PolicyRules(Frozen):
         gt=0,
         le=8760,
         description="How long a held model waits for a person before it is blocked.",
+    )
+    data_action: DataAction = Field(
+        "allow",
+        description="What becomes of training rows that the judges flag: trained on, left out, or the job ends; "
+        "anything but allow screens every job's file before training.",
+    )
+    max_harmful_share: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Percent of rows flagged above which that is done; none: one row is enough.",
+    )
+    row_threshold: float = Field(
+        0.5, gt=0, le=1, description="Share of the judges that must flag a row."
     )
 
 
