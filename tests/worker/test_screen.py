@@ -51,7 +51,7 @@ def votes(provider: Provider, job_id: str) -> dict[int, int]:
         found = session.execute(
             select(ScreenedRow.line, ScreenedRow.votes).where(ScreenedRow.job_id == job_id)
         )
-        return {line: count for line, count in found}
+        return {row.line: row.votes for row in found}
 
 
 def checks(provider: Provider, job_id: str, stage: str) -> list[dict[str, Any]]:
