@@ -48,6 +48,9 @@ def create(
     metadata: Annotated[
         list[str] | None, typer.Option(help="A label, as key=value; may be repeated.")
     ] = None,
+    screen: Annotated[
+        bool, typer.Option("--screen", help="Have the judges read every training row first.")
+    ] = False,
     is_followed: Follow = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +69,7 @@ def create(
         "suffix": suffix,
         "seed": seed,
         "metadata": _labels(metadata) if metadata else None,
+        "screen": screen or None,
         "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
     }
     job = connection.post(FINETUNE, body)

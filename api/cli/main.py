@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import certify, files, jobs, keys, models, projects, service, webhooks
+from api.cli import certify, evidence, files, jobs, keys, models, projects, service, webhooks
 from api.cli.chat import chat
 from api.cli.connection import Connection
 from api.cli.evaluate import evaluate
@@ -40,6 +40,10 @@ def connect(
 
 app.add_typer(models.app, name="models")
 models.app.command()(certify.certificate)
+models.app.command()(evidence.report)
+models.app.command()(evidence.export)
+jobs.app.command()(evidence.risk)
+app.command("verify")(evidence.check)
 app.command()(jobs.align)
 app.command()(evaluate)
 app.command()(certify.certify)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.jobs.service import refuse_unreleased
 from api.registry.service import get_model
+from api.safety.adapter_check import REPORT_FILE
 from api.safety.report import stored_weights
 from models.errors import DomainError, Forbidden
 from models.model_version import ModelVersion, VersionKind
@@ -24,7 +25,6 @@ from models.storage import DamagedFolder, Manifest, Storage
 
 #: All that an adapter needs. Nothing else is ever sent: no pickle, no code.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-REPORT_FILE = "safety_report.json"
 READABLE = 0o644
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
