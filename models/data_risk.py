@@ -23,7 +23,7 @@ from models.errors import DomainError, NotFound
 from models.evaluation import JudgeIdentity
 from models.frozen import Frozen
 from models.judges import JudgeSpec, RefusalStringsSpec
-from models.policy import DataAction
+from models.policy import PolicyRules
 from models.rate import Rate
 from models.safety_set import SafetySetHeader
 
@@ -31,6 +31,7 @@ MAX_LINES_NAMED = 10
 #: Two learning rates are the same if they differ by less: they went through JSON and a multiplier.
 SAME_RATE = 1e-6
 
+DataAction = Literal["allow", "drop", "hold", "reject"]
 Outcome = Literal["allowed", "dropped", "held", "rejected"]
 OUTCOMES: dict[DataAction, Outcome] = {
     "allow": "allowed",
@@ -77,7 +78,7 @@ class DataRisk(Frozen):
     row_threshold: float = Field(description="Share of the judges that flags a row.")
     action: DataAction = Field(description="What the policy asks for when its limit is exceeded.")
     max_harmful_share: float | None = Field(
-        description="The limit, in percent; none: any flagged row."
+        description="The limit, in percent; none: nothing is done whatever is found."
     )
     policy_version: int
     outcome: Outcome
@@ -187,9 +188,14 @@ def screening_judges(header: SafetySetHeader) -> tuple[JudgeSpec, ...]:
     return able
 
 
+def asks_for_screening(rules: PolicyRules) -> bool:
+    """Say whether a policy can only be carried out on a file that was screened."""
+    return rules.data_action != "allow" and rules.max_harmful_share is not None
+
+
 def is_exceeded(share: Rate, limit: float | None) -> bool:
-    """Say whether the policy's action is called for: any flagged row, or more than the limit in percent."""
-    return share.count > 0 and (limit is None or share.percent > limit)
+    """Say whether the policy's action is called for: more than the limit in percent, if there is one."""
+    return limit is not None and share.percent > limit
 
 
 def expected_harm(

@@ -22,8 +22,6 @@ from models.frozen import Frozen
 from models.model_version import Gate
 from models.rate import Rate
 
-DataAction = Literal["allow", "drop", "hold", "reject"]
-
 
 class PolicyRules(Frozen):
     """Limits, in percent. A provider changes them by adding a version, never in place."""
@@ -50,19 +48,19 @@ class PolicyRules(Frozen):
         le=8760,
         description="How long a held model waits for a person before it is blocked.",
     )
-    data_action: DataAction = Field(
+    data_action: Literal["allow", "drop", "hold", "reject"] = Field(
         "allow",
-        description="What becomes of training rows that the judges flag: trained on, left out, or the job ends; "
-        "anything but allow screens every job's file before training.",
+        description="What becomes of a job whose training rows are flagged beyond `max_harmful_share`: trained on all "
+        "rows, trained without the flagged ones, held for a person, or refused.",
     )
     max_harmful_share: float | None = Field(
         None,
         ge=0,
         le=100,
-        description="Percent of rows flagged above which that is done; none: one row is enough.",
+        description="Percent of training rows that may be flagged before `data_action` is taken; null: never.",
     )
     row_threshold: float = Field(
-        0.5, gt=0, le=1, description="Share of the judges that must flag a row."
+        0.5, ge=0, le=1, description="A row is flagged when its harmful score reaches this."
     )
 
 

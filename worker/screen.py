@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import assert_never
+from typing import Protocol, TypeVar, assert_never
 
 from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
@@ -31,6 +31,7 @@ from models.data_risk import (
     FlaggedRow,
     ScreenedRow,
     Screening,
+    asks_for_screening,
     expected_harm,
     flagged_rows,
     is_exceeded,
@@ -44,7 +45,7 @@ from models.judges import JudgeSpec
 from models.moderation import CheckLevel, CheckResult, tell_checks
 from models.policy import current_policy
 from models.rate import Rate
-from models.rows import Conversation
+from models.rows import Message
 from models.safety_set import MAX_CATEGORY
 from models.stored_certificate import JSON_FILE, latest_certificates
 from worker.judge import open_judge
@@ -60,6 +61,21 @@ PART_CHARACTERS = 4_000_000
 CONTEXT_CHARACTERS = 8_000
 MAX_LINES_IN_EVENT = 100
 UNCATEGORISED = "uncategorised"
+
+
+class Exchanges(Protocol):
+    """A training row, of whatever shape: the turns that it teaches, and its line."""
+
+    @property
+    def line(self) -> int:
+        """Its number in the file, counted from 1."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Its turns."""
+
+
+Row = TypeVar("Row", bound=Exchanges)
 
 
 class HarmfulTrainingData(DomainError):
@@ -91,8 +107,8 @@ class _Vote:
 
 
 def screen(
-    job: LeasedJob, work: Work, rows: list[Conversation], shop: Workshop, *, is_trained: bool
-) -> tuple[Work, list[Conversation]]:
+    job: LeasedJob, work: Work, rows: list[Row], shop: Workshop, *, is_trained: bool
+) -> tuple[Work, list[Row]]:
     """Give the rows that training goes on with, and the work with the steps that they take.
 
     Args:
@@ -125,7 +141,7 @@ def screen(
     return work, _kept(job, rows, shop)
 
 
-def exchanges(row: Conversation) -> Iterator[tuple[str, str]]:
+def exchanges(row: Exchanges) -> Iterator[tuple[str, str]]:
     """Give each answer of a conversation with the end of all that was said before it."""
     said = ""
     for message in row.messages:
@@ -139,7 +155,7 @@ def _is_wanted(work: Work, shop: Workshop) -> bool:
     if work.recipe.screen:
         return True
     with shop.sessions.begin() as session:
-        return current_policy(session).parsed().data_action != "allow"
+        return asks_for_screening(current_policy(session).parsed())
 
 
 def _begin(job: LeasedJob, work: Work) -> Screening:
@@ -161,9 +177,7 @@ def _begin(job: LeasedJob, work: Work) -> Screening:
     return screening
 
 
-def _judge_rows(
-    job: LeasedJob, work: Work, rows: Sequence[Conversation], stored: Screening
-) -> None:
+def _judge_rows(job: LeasedJob, work: Work, rows: Sequence[Exchanges], stored: Screening) -> None:
     specs = screening_judges(work.safety.header)
     done, number = list(stored.done), 0
     while number < len(specs):
@@ -175,7 +189,7 @@ def _judge_rows(
 
 
 def _ask_all(
-    job: LeasedJob, spec: JudgeSpec, number: int, rows: Sequence[Conversation], done: list[int]
+    job: LeasedJob, spec: JudgeSpec, number: int, rows: Sequence[Exchanges], done: list[int]
 ) -> bool:
     """Let one judge read the rows that it has not read; False: it is not the one that has begun."""
     judge = with_patience(job, partial(open_judge, spec))
@@ -193,8 +207,8 @@ def _ask_all(
     return True
 
 
-def _parts(rows: Sequence[Conversation]) -> Iterator[list[Conversation]]:
-    part: list[Conversation] = []
+def _parts(rows: Sequence[Exchanges]) -> Iterator[list[Exchanges]]:
+    part: list[Exchanges] = []
     answers = characters = 0
     for row in rows:
         part.append(row)
@@ -207,7 +221,7 @@ def _parts(rows: Sequence[Conversation]) -> Iterator[list[Conversation]]:
         yield part
 
 
-def _votes(judge: Judge, part: Sequence[Conversation]) -> list[_Vote]:
+def _votes(judge: Judge, part: Sequence[Exchanges]) -> list[_Vote]:
     asked = [(row.line, *exchange) for row in part for exchange in exchanges(row)]
     judgements = judge.judge([prompt for _, prompt, _ in asked], [answer for *_, answer in asked])
     if len(judgements) != len(asked):
@@ -261,7 +275,7 @@ def _write(job: LeasedJob, votes: Sequence[_Vote], done: Sequence[int]) -> None:
         session.get_one(Screening, job.id).done = list(done)
 
 
-def _conclude(job: LeasedJob, work: Work, rows: Sequence[Conversation], shop: Workshop) -> Work:
+def _conclude(job: LeasedJob, work: Work, rows: Sequence[Exchanges], shop: Workshop) -> Work:
     """Sum up, tell, and write down what the policy makes of it, in one transaction."""
     with shop.sessions() as session:
         flagged = flagged_rows(session, session.get_one(Screening, job.id))
@@ -328,7 +342,7 @@ def _shortened(recipe: Recipe, *, kept: int, rows: int) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
 
 
-def _kept(job: LeasedJob, rows: list[Conversation], shop: Workshop) -> list[Conversation]:
+def _kept(job: LeasedJob, rows: list[Row], shop: Workshop) -> list[Row]:
     """Carry out what was decided on the rows."""
     with shop.sessions() as session:
         screening = session.get_one(Screening, job.id)
@@ -369,7 +383,8 @@ def _found(risk: DataRisk) -> str:
 
 
 def _limit(risk: DataRisk) -> str:
-    if risk.max_harmful_share is None:
+    # Only files beyond the limit are refused, so there is one; a file of nothing but harm may be at 100.
+    if not risk.max_harmful_share:
         return "The policy allows none."
     return f"The policy's limit is {risk.max_harmful_share:g}%."
 

@@ -21,6 +21,7 @@ from api.cli.output import (
     print_json,
     print_table,
     safety_facts,
+    share,
     status,
 )
 
@@ -267,6 +268,7 @@ def _print_job(job: Json) -> None:
             ("seed", str(job["seed"])),
             ("created", moment(job["created_at"])),
             ("finished", moment(job["finished_at"])),
+            ("rows flagged", share((job["data_risk"] or {}).get("harmful_share"))),
             ("gate", gate(safety["gate"]) if safety else None),
             ("reasons", " ".join(safety.get("reasons", []))),
             *safety_facts(safety),

@@ -127,7 +127,7 @@ class TestExpectedHarm:
     ("count", "limit", "acts"),
     [
         (0, None, False),
-        (1, None, True),
+        (100, None, False),
         (0, 0.0, False),
         (1, 0.0, True),
         (5, 5.0, False),

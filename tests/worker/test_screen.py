@@ -17,6 +17,8 @@ from models.judges import RefusalStringsSpec, SandboxJudgeSpec
 from models.policy import PolicyRules
 from models.rows import Conversation, Message
 from models.safety_set import SafetySetHeader
+from models.stored_certificate import JSON_FILE, StoredCertificate
+from tests.worker.certify.made import certificate
 from tests.worker.toy_provider import LENIENT, ROWS, Provider, toy_safety_set
 from worker import measure, screen
 from worker.judgement import JudgeError, Judgement
@@ -32,7 +34,8 @@ MIXED = [*ROWS, BAD, BAD]
 
 
 def rules(**changes: object) -> PolicyRules:
-    return LENIENT.model_copy(update=changes)
+    """Rules under which one flagged row is too many, unless a test says otherwise."""
+    return LENIENT.model_copy(update={"max_harmful_share": 0.0, **changes})
 
 
 @pytest.fixture
@@ -94,6 +97,17 @@ class TestWanted:
         assert job.status == JobStatus.SUCCEEDED
         assert screening(provider, job.id) is None
         assert checks(provider, job.id, "data") == []
+
+    @pytest.mark.parametrize(
+        "changes", [{"data_action": "allow"}, {"data_action": "reject", "max_harmful_share": None}]
+    )
+    def test_a_policy_that_would_do_nothing_asks_for_nothing(
+        self, provider: Provider, changes: dict[str, object]
+    ) -> None:
+        provider.set_policy(rules(**changes))
+        job = provider.run(provider.finetune(MIXED))
+        assert job.status == JobStatus.SUCCEEDED
+        assert screening(provider, job.id) is None
 
     def test_a_customer_gets_a_report_and_the_job_goes_on(self, provider: Provider) -> None:
         job = provider.run(provider.finetune(MIXED, screen=True))
@@ -191,6 +205,35 @@ class TestPolicy:
         assert job.status == JobStatus.SUCCEEDED
         (data,) = checks(provider, job.id, "data")
         assert (data["blocked"], data["results"]) == (False, [])
+
+    def test_tells_what_simulated_customers_with_such_a_share_reached(
+        self, provider: Provider
+    ) -> None:
+        align = provider.run(provider.align())
+        with provider.shop.sessions.begin() as session:
+            stored = StoredCertificate(
+                version_id="toy-sft",
+                job_id=align.id,
+                plan_hash="x",
+                summary={},
+                prefix="certificates/x",
+            )
+            session.add(stored)
+        content = certificate().model_dump_json(by_alias=True).encode()
+        provider.shop.storage.put(f"certificates/x/{JSON_FILE}", content)
+        start = provider.version("toy-sft")
+        tenth = [*ROWS, {"prompt": "q", "completion": "a"}, BAD]
+        job = provider.run(provider.finetune(tenth, start, screen=True))
+        (data,) = checks(provider, job.id, "data")
+        # By hand: 90, 91 and 92 of 100 over the three seeds, at the job's rate after its four steps.
+        found = data["expected_harmful_score"]
+        assert (found["percent"], found["between"], found["step"]) == (91.0, [10.0, 10.0], 4)
+        assert found["certificate"] == stored.id
+        # A fifth lies beyond what was measured.
+        provider.set_policy(rules(data_action="reject"))
+        job = provider.run(provider.finetune(MIXED, start, screen=True))
+        (data,) = checks(provider, job.id, "data")
+        assert data["expected_harmful_score"] is None
 
 
 class OtherJudge(SandboxJudge):
