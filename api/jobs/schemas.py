@@ -96,7 +96,9 @@ class JobObject(Schema):
     user_provided_suffix: str | None
 
     kind: str = Field(description="`finetune`, `align` or `certify`.")
-    stage: str | None = Field(description="Where a running job is: train, evaluate, gate, review.")
+    stage: str | None = Field(
+        description="Where a running job is: screen, train, evaluate, gate, review."
+    )
     result_model: str = Field(
         description="The name of the version that the job makes, or certifies."
     )

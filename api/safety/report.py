@@ -105,7 +105,8 @@ def _ancestor(version: ModelVersion, evaluation: Evaluation | None) -> dict[str,
         "id": version.id,
         "kind": version.kind,
         "method": version.method,
-        "job": version.job_id,
+        # The provider's own jobs are not for customers to know.
+        "job": version.job_id if version.project_id is not None else None,
         "data_hashes": version.data_hashes,
         "harmful_score": evaluation.parsed().harmful_score.to_wire() if evaluation else None,
     }
