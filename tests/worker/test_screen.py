@@ -350,14 +350,14 @@ class TestInterruption:
     ) -> None:
         provider.set_policy(rules(data_action="drop"))
         job_id = provider.finetune(MIXED, steps=10)
-        kept = screen._kept
+        kept = screen.kept
 
         def lose(*arguments: Any) -> Any:
             provider.lose(job_id)
             return kept(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(screen, "_kept", lose)
+            patch.setattr(screen, "kept", lose)
             assert provider.run(job_id).status == JobStatus.QUEUED
         job = provider.run(job_id)
         assert job.status == JobStatus.SUCCEEDED
