@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "3f729d80e189"
-down_revision = "b1c0e3a7d952"
+down_revision = "6065e48cb116"
 branch_labels = None
 depends_on = None
 
