@@ -14,11 +14,13 @@ from models.data_risk import ScreenedRow, Screening
 from models.evaluation import JudgeIdentity
 from models.job import JobStatus, Stage
 from models.judges import RefusalStringsSpec, SandboxJudgeSpec
+from models.methods import DpoConfig
 from models.policy import PolicyRules
 from models.rows import Conversation, Message
 from models.safety_set import SafetySetHeader
 from models.stored_certificate import JSON_FILE, StoredCertificate
 from tests.worker.certify.made import certificate
+from tests.worker.test_dpo_jobs import PAIRS, pair
 from tests.worker.toy_provider import LENIENT, ROWS, Provider, toy_safety_set
 from worker import measure, screen
 from worker.judgement import JudgeError, Judgement
@@ -205,6 +207,14 @@ class TestPolicy:
         assert job.status == JobStatus.SUCCEEDED
         (data,) = checks(provider, job.id, "data")
         assert (data["blocked"], data["results"]) == (False, [])
+
+    def test_of_pairs_the_preferred_answer_is_what_is_taught(self, provider: Provider) -> None:
+        provider.set_policy(rules(data_action="drop"))
+        taught = [*PAIRS, pair("how", "no", HARM), pair("how", HARM, "no")]
+        job = provider.run(provider.finetune(taught, method=DpoConfig(), steps=10))
+        (data,) = checks(provider, job.id, "data")
+        assert data["lines"] == [10]
+        assert "Training on 9 pairs, 9 steps." in [e.message for e in provider.events(job.id)]
 
     def test_tells_what_simulated_customers_with_such_a_share_reached(
         self, provider: Provider
