@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "3f729d80e189"
-down_revision = "6065e48cb116"
+down_revision = "81dc70ae11ed"
 branch_labels = None
 depends_on = None
 
