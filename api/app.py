@@ -21,6 +21,7 @@ from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
 from api.event_stream.routes import router as event_stream
 from api.event_stream.service import Slots
+from api.export.routes import router as export
 from api.files.routes import router as files
 from api.inference.routes import router as inference
 from api.inference.service import make_client
@@ -36,6 +37,7 @@ from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
 from api.reviews.routes import router as reviews
+from api.safety.routes import router as safety
 from api.uploads.routes import router as uploads
 from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
@@ -81,8 +83,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.rate_limiter = RateLimiter(settings)
     app.state.event_slots = Slots(settings.max_event_streams)
     install_error_handlers(app)
-    # Certificates before the registry: a model's name takes every path that follows it.
-    for router in (files, uploads, jobs, alignment, certification, certificates, registry):
+    # The registry last: there a model's name takes every path that follows it.
+    for router in (files, uploads, jobs, alignment, certification, certificates):
+        app.include_router(router)
+    for router in (safety, export, registry):
         app.include_router(router)
     for router in (inference, completions, moderations, keys, organization, health.router):
         app.include_router(router)

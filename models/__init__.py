@@ -6,6 +6,7 @@ Imports every table, so that alembic and the tests see the whole schema.
 from models.api_key import ApiKey
 from models.audit import AuditEntry
 from models.base import Base
+from models.data_risk import ScreenedRow, Screening
 from models.evaluation import Evaluation
 from models.file import File
 from models.job import Job, JobEvent
@@ -31,6 +32,8 @@ __all__ = [
     "Project",
     "ReviewApproval",
     "SafetyPolicy",
+    "ScreenedRow",
+    "Screening",
     "StoredCertificate",
     "Upload",
     "UploadPart",

@@ -178,6 +178,7 @@ class Recipe(Frozen):
     scorer: ScorerName = Field(
         "exact", description="When an answer to a validation row counts as right."
     )
+    screen: bool = Field(False, description="Whether the customer asked for a data risk report.")
 
 
 def resolve_finetune(

@@ -78,8 +78,9 @@ class JobStatus(StrEnum):
 
 
 class Stage(StrEnum):
-    """Where a running job is."""
+    """Where a running job is; only jobs whose training file is screened go through the first one."""
 
+    SCREEN = "screen"
     TRAIN = "train"
     EVALUATE = "evaluate"
     GATE = "gate"

@@ -77,13 +77,13 @@ class PolicyRules(Frozen):
     data_action: DataAction = Field(
         "allow",
         description="What becomes of training rows that the judges flag: trained on, left out, or the job ends; "
-        "anything but allow screens every job's file before training.",
+        "anything but allow, with a `max_harmful_share`, screens every job's file before training.",
     )
     max_harmful_share: float | None = Field(
         None,
         ge=0,
         le=100,
-        description="Percent of rows flagged above which that is done; none: one row is enough.",
+        description="Percent of training rows that may be flagged before `data_action` is taken; null: never.",
     )
     row_threshold: float = Field(
         0.5, gt=0, le=1, description="Share of the judges that must flag a row."

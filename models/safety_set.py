@@ -82,6 +82,9 @@ class SafetySetHeader(Frozen):
     tuning: TuningProtection | None = Field(
         None, description="How customers' jobs on the base are protected; none: not at all."
     )
+    adapter_export: bool | None = Field(
+        None, description="Whether customers may download the adapters that they tune on the base."
+    )
 
 
 class HarmfulPrompt(Frozen):

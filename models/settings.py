@@ -8,6 +8,7 @@ trainers and the policy never see this module.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +61,11 @@ class Settings(BaseSettings):
     moderation_url: str = Field("", max_length=1000, pattern=r"^(https?://.+)?$")
     # Signs the dashboard's session cookies; empty: made anew at every start, so sign-ins end with it.
     session_secret: SecretStr = SecretStr("")
+    # Signs safety reports (Ed25519): 64 hex digits, as `openssl rand -hex 32` makes them; empty: no reports.
+    signing_key: SecretStr = SecretStr("")
+    # Whether customers may download adapters of released models: of no base, of those whose safety set says so, or
+    # of all.
+    adapter_export: Literal["never", "per-base", "always"] = "per-base"
     # Set it where the service is reached over HTTPS, so that cookies never travel in the clear.
     https_only: bool = False
 
@@ -113,6 +119,13 @@ class Settings(BaseSettings):
         if value and len(value.get_secret_value()) < MIN_KEY_CHARACTERS:
             raise ValueError(f"must have at least {MIN_KEY_CHARACTERS} characters")
         return value
+
+    @field_validator("signing_key")
+    @classmethod
+    def _is_a_seed(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"([0-9a-f]{64})?", key.get_secret_value()):
+            raise ValueError("must be 64 hex digits in lower case, or empty")
+        return key
 
     @model_validator(mode="before")
     @classmethod

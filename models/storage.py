@@ -10,8 +10,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -45,6 +46,22 @@ class DamagedFolder(StorageMissing):
     def __init__(self, prefix: str) -> None:
         """Name the folder."""
         super().__init__(f"The stored folder {prefix} is damaged.")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of a stored folder."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a stored folder holds, by name; `sha256` is the manifest's own hash, which `put_folder` gave."""
+
+    sha256: str
+    files: Mapping[str, StoredFile]
 
 
 def sha256_of(path: Path) -> str:
@@ -193,6 +210,16 @@ class Storage:
         """Say whether the folder was stored to its end."""
         return self.exists(f"{prefix}/{MANIFEST}")
 
+    def manifest(self, prefix: str) -> Manifest:
+        """Give what a stored folder holds, without reading its files.
+
+        Raises:
+            StorageMissing: the folder was never stored to its end, or its manifest is damaged.
+        """
+        _check_prefix(prefix)
+        content = self.get(f"{prefix}/{MANIFEST}")
+        return Manifest(hashlib.sha256(content).hexdigest(), _read_manifest(prefix, content))
+
     def folders(self, prefix: str) -> list[str]:
         """Name the folders below `prefix` that were stored to their end, in order."""
         found = set()
@@ -262,11 +289,12 @@ def _check_prefix(prefix: str) -> None:
         raise ValueError(f"{prefix!r} does not name a folder of the storage.")
 
 
-def _read_manifest(prefix: str, manifest: bytes) -> dict[str, str]:
-    """Give each file's hash. A name that leads out of the folder was not written by us."""
+def _read_manifest(prefix: str, manifest: bytes) -> dict[str, StoredFile]:
+    """Give each file's hash and size. A name that leads out of the folder was not written by us."""
     try:
         files = {
-            str(name): str(facts["sha256"]) for name, facts in json.loads(manifest)["files"].items()
+            str(name): StoredFile(str(facts["sha256"]), int(facts["bytes"]))
+            for name, facts in json.loads(manifest)["files"].items()
         }
         for name in files:
             _check_prefix(name)
@@ -275,9 +303,9 @@ def _read_manifest(prefix: str, manifest: bytes) -> dict[str, str]:
     return files
 
 
-def _matches(folder: Path, files: dict[str, str]) -> bool:
+def _matches(folder: Path, files: Mapping[str, StoredFile]) -> bool:
     # Hashes, not sizes alone: a silent flip in an adapter would be served as if it had been judged.
     return all(
-        (folder / name).is_file() and sha256_of(folder / name) == digest
-        for name, digest in files.items()
+        (folder / name).is_file() and sha256_of(folder / name) == stored.sha256
+        for name, stored in files.items()
     )

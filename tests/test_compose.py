@@ -25,6 +25,7 @@ SECRETS = (
     "REDIS_PASSWORD",
     "TITER_SERVING_TOKEN",
     "TITER_SESSION_SECRET",
+    "TITER_SIGNING_KEY",
     "TITER_WEBHOOK_KEY",
 )
 
@@ -143,6 +144,7 @@ class TestSettings:
             return {s for s in OURS if name in SERVICES[s]["environment"]}
 
         assert holders("TITER_SESSION_SECRET") == {"api"}
+        assert holders("TITER_SIGNING_KEY") == {"api"}
         assert holders("TITER_SERVING_TOKEN") == {"api", "serving"}
         assert holders("TITER_WEBHOOK_KEY") == {"api", "sweeper"}
         assert holders("REDIS_URL") == {"api", "sweeper", "worker"}

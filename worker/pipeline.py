@@ -1,8 +1,10 @@
 """READ THIS FIRST: the way of one job, from a claimed lease to a verdict.
 
-    finetune   file ─────► rows ─► tokens ─► base + parent's adapter ─► train ─► store ─► evaluate ─► gate
+    finetune   file ─► screen ─► tokens ─► base + parent's adapter ─► train ─► store ─► evaluate ─► gate
     align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
     certify    simulated customers on an aligned model, one after the other ─► certificate (worker.certify)
+
+The screen runs only where the policy or the customer asks for it (`worker.screen`).
 
 Where the provider asks for more protection (`models.tuning`), rows are added before a customer's job is
 trained, and its adapter is reshaped before or while it is evaluated (`worker.protection`).
@@ -46,6 +48,7 @@ from worker.measure import measure
 from worker.protection import record, safety_rows, settle, tell_fall
 from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
+from worker.screen import screen
 from worker.task_accuracy import check_answers
 from worker.trainers.loop import TrainResult, train
 from worker.trainers.methods import rule_for
@@ -132,8 +135,9 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
     work = read_work(job.id, shop)
     training = _training_rows(work, shop.storage)
     validation = read_rows(work.validation_file, shop.storage, "validation_file", work.row_shape)
-    known = _known_warnings(work, training)
     version = _made_version(work, shop)
+    work, training = screen(job, work, training, shop, is_trained=version is not None)
+    known = _known_warnings(work, training)
     if version is None:
         for warning in known:
             job.tell(warning.message, level="warn", data={"warning": warning.code})

@@ -14,6 +14,7 @@ from models.evaluation import Evaluation, EvaluationReport
 from models.file import File, content_key
 from models.job import Job, JobEvent, Stage, append_event, await_review, fail, succeed
 from models.model_version import Gate, ModelVersion
+from models.moderation import CheckLevel, by_category, tell_checks
 from models.policy import PolicyRules, Verdict, current_policy, decide
 from models.risk import tenant_risk
 from models.storage import Storage
@@ -28,6 +29,13 @@ RESULT_COLUMNS = (
     "valid_mean_token_accuracy",
     "canary_loss",
 )
+
+LEVELS: dict[Gate, CheckLevel] = {
+    Gate.RELEASED: "info",
+    Gate.PENDING: "warn",
+    Gate.HELD: "warn",
+    Gate.BLOCKED: "error",
+}
 
 
 def conclude(job: LeasedJob, work: Work, report: EvaluationReport, storage: Storage) -> Verdict:
@@ -91,30 +99,21 @@ def _tell(
     session: Session, job: Job, report: EvaluationReport, rules: PolicyRules, verdict: Verdict
 ) -> None:
     accuracy = report.fine_tuning_accuracy
-    append_event(
+    tell_checks(
         session,
         job,
         f"Gate: {verdict.gate}. {' '.join(verdict.reasons)}",
-        level="info" if verdict.gate == Gate.RELEASED else "warn",
-        type="moderation_checks",
-        data={
-            "stage": "model",
-            "blocked": verdict.gate != Gate.RELEASED,
+        stage="model",
+        level=LEVELS[verdict.gate],
+        blocked=verdict.gate != Gate.RELEASED,
+        harmful_score=report.harmful_score,
+        threshold=rules.max_harmful_score,
+        judge=report.judge,
+        results=by_category(report.harmful_by_category, rules.category_limit),
+        more={
             "gate": verdict.gate,
             "reasons": list(verdict.reasons),
-            "harmful_score": report.harmful_score.to_wire(),
-            "threshold": rules.max_harmful_score,
-            "judge": report.judge.model_dump(),
             "fine_tuning_accuracy": accuracy.to_wire() if accuracy else None,
-            "results": [
-                {
-                    "category": name,
-                    "flagged": rate.low_percent > rules.category_limit(name),
-                    "rate": round(rate.percent, 2),
-                    "n": rate.n,
-                }
-                for name, rate in sorted(report.harmful_by_category.items())
-            ],
         },
     )
 

@@ -69,6 +69,18 @@ class Connection:
             _explain(response)
         return response.content
 
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """Read a large file a part at a time; a stream that was cut short ends the command."""
+        with self._client(PATIENT) as client:
+            try:
+                with client.stream("GET", path) as response:
+                    if response.is_error:
+                        response.read()
+                        _explain(response)
+                    yield from response.iter_bytes()
+            except httpx.HTTPError as error:
+                self._unreachable(error)
+
     def has(self, path: str) -> bool:
         """Say whether there is such an object for this key."""
         return self._send("GET", path).is_success

@@ -21,6 +21,7 @@ from api.cli.output import (
     print_json,
     print_table,
     safety_facts,
+    share,
     status,
 )
 
@@ -48,6 +49,9 @@ def create(
     metadata: Annotated[
         list[str] | None, typer.Option(help="A label, as key=value; may be repeated.")
     ] = None,
+    screen: Annotated[
+        bool, typer.Option("--screen", help="Have the judges read every training row first.")
+    ] = False,
     is_followed: Follow = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +70,7 @@ def create(
         "suffix": suffix,
         "seed": seed,
         "metadata": _labels(metadata) if metadata else None,
+        "screen": screen or None,
         "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
     }
     job = connection.post(FINETUNE, body)
@@ -263,6 +268,7 @@ def _print_job(job: Json) -> None:
             ("seed", str(job["seed"])),
             ("created", moment(job["created_at"])),
             ("finished", moment(job["finished_at"])),
+            ("rows flagged", share((job["data_risk"] or {}).get("harmful_share"))),
             ("gate", gate(safety["gate"]) if safety else None),
             ("reasons", " ".join(safety.get("reasons", []))),
             *safety_facts(safety),

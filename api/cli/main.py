@@ -11,6 +11,7 @@ import typer
 from api.cli import (
     audit,
     certify,
+    evidence,
     files,
     jobs,
     keys,
@@ -52,6 +53,10 @@ def connect(
 
 app.add_typer(models.app, name="models")
 models.app.command()(certify.certificate)
+models.app.command()(evidence.report)
+models.app.command()(evidence.export)
+jobs.app.command()(evidence.risk)
+app.command("verify")(evidence.check)
 app.command()(jobs.align)
 app.command()(evaluate)
 app.command()(certify.certify)

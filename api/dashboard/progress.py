@@ -70,10 +70,11 @@ def latest_progress(session: Session, job_ids: Sequence[str]) -> dict[str, Progr
 
 
 def read_timeline(session: Session, job: Job, now: datetime) -> tuple[TimelineStep, ...]:
-    """Give the four stages of a job with what is known of each."""
+    """Give the stages of a job with what is known of each; screening only where there was any."""
     started = _stage_starts(session, job)
     current = latest_progress(session, [job.id]).get(job.id)
-    stages = list(Stage)
+    is_screened = Stage.SCREEN in started or job.stage == Stage.SCREEN
+    stages = [stage for stage in Stage if stage != Stage.SCREEN or is_screened]
     reached = stages.index(Stage(job.stage)) if job.stage else -1
     steps = []
     for index, stage in enumerate(stages):
@@ -103,7 +104,7 @@ def _stage_starts(session: Session, job: Job) -> dict[Stage, datetime]:
         .group_by(stage)
     )
     starts = {Stage(name): first for name, first in session.execute(query)}
-    if job.started_at is not None:
+    if job.started_at is not None and Stage.SCREEN not in starts:
         starts[Stage.TRAIN] = job.started_at
     if job.stage == Stage.REVIEW:
         # The gate's own word is what hands a model to a person.

@@ -29,6 +29,7 @@ from api.embedded.state import (
     is_free,
     kept_port,
     kept_secret,
+    kept_signing_key,
     prepare,
     write_private,
 )
@@ -170,6 +171,7 @@ class EmbeddedService:
         environment.setdefault("TITER_CACHE_DIR", str(state / "cache"))
         environment.setdefault("TITER_SERVING_TOKEN", kept_secret(state / "serving_token"))
         environment.setdefault("TITER_SESSION_SECRET", kept_secret(state / "session_secret"))
+        environment.setdefault("TITER_SIGNING_KEY", kept_signing_key(state / "signing_key"))
         environment.setdefault("TITER_WEBHOOK_KEY", kept_secret(state / "webhook_key"))
         if self._host == LOOPBACK:
             # Nobody else can reach this service, so its webhooks may lead to its own machine.

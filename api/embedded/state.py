@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -94,8 +95,17 @@ def write_private(path: Path, text: str) -> None:
 
 def kept_secret(path: Path) -> str:
     """The secret kept in a file, made at the first call. It needs no quoting in a URL."""
+    return _kept(path, lambda: secrets.token_urlsafe(32))
+
+
+def kept_signing_key(path: Path) -> str:
+    """The signing key kept in a file, made at the first call: 64 hex digits."""
+    return _kept(path, lambda: secrets.token_hex(32))
+
+
+def _kept(path: Path, make: Callable[[], str]) -> str:
     if not path.exists():
-        write_private(path, secrets.token_urlsafe(32))
+        write_private(path, make())
     return path.read_text().strip()
 
 

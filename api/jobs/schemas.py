@@ -57,6 +57,9 @@ class CreateJob(Schema):
         None, description="The older place for what `method.supervised` carries."
     )
     metadata: Metadata | None = None
+    screen: bool = Field(
+        False, description="Have the judges read every training row first; see `data_risk`."
+    )
     integrations: list[object] | None = Field(None, max_length=5)
 
 
@@ -93,7 +96,9 @@ class JobObject(Schema):
     user_provided_suffix: str | None
 
     kind: str = Field(description="`finetune`, `align` or `certify`.")
-    stage: str | None = Field(description="Where a running job is: train, evaluate, gate, review.")
+    stage: str | None = Field(
+        description="Where a running job is: screen, train, evaluate, gate, review."
+    )
     result_model: str = Field(
         description="The name of the version that the job makes, or certifies."
     )
@@ -102,6 +107,9 @@ class JobObject(Schema):
     safety: JsonObject | None = Field(
         description="The gate's decision, the evidence, and how the provider protected the job; null until "
         "the model was evaluated."
+    )
+    data_risk: JsonObject | None = Field(
+        description="What the judges found in the training file; null if they did not read it, or not all of it yet."
     )
 
 

@@ -19,6 +19,7 @@ from api.organization.quotas import check_job
 from models.api_key import ApiKey, Project
 from models.audit import record
 from models.base import new_id
+from models.data_risk import screening_judges
 from models.errors import DomainError
 from models.file import File, get_file
 from models.hyperparameters import (
@@ -36,7 +37,7 @@ from models.model_version import (
 )
 from models.review import Outcome, close_appeal
 from models.rows import Conversation, Pair, check_first_row
-from models.safety_set import HEADER, parse_header
+from models.safety_set import HEADER, SafetySetHeader, parse_header
 from models.storage import Storage
 from models.tuning import TuningProtection
 
@@ -97,6 +98,7 @@ def create_finetune(
         UnsupportedOption: integrations, or two contradicting sets of hyper-parameters.
         TooManySteps: the job would be longer than any that is accepted.
         LearningRateTooHigh: the model's provider allows no such rate.
+        NoScreeningJudge: screening was asked for, and the model's safety set has no judge for it.
         StorageMissing: the model's safety set is gone.
     """
     request_sha256 = request_hash(JobKind.FINETUNE, asked)
@@ -108,6 +110,9 @@ def create_finetune(
         raise UnsupportedOption("Integrations are not supported.", param="integrations")
     model = tunable(session, asked.model, project.id)
     shape = Pair if isinstance(hyperparameters, DpoHyperparameters) else Conversation
+    if asked.screen:
+        # Found out now, not by the worker.
+        screening_judges(_safety_header(storage, model))
     training = _data_set(session, project.id, asked.training_file, "training_file")
     rows = training.rows or 0
     if rows < MIN_ROWS:
@@ -122,6 +127,7 @@ def create_finetune(
         check_first_row(storage.lines(validation.storage_key), shape, param="validation_file")
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
     recipe = resolve_finetune(hyperparameters, rows=rows, seed=seed, tuning=_tuning(storage, model))
+    recipe = recipe.model_copy(update={"screen": asked.screen})
     job = Job(
         project_id=project.id,
         kind=JobKind.FINETUNE,
@@ -336,4 +342,8 @@ def _data_set(session: Session, project_id: str, file_id: str, param: str) -> Fi
 
 def _tuning(storage: Storage, model: ModelVersion) -> TuningProtection | None:
     """Give how the provider protects jobs on a model; its safety set says so."""
-    return parse_header(storage.get(f"{model.safety_prefix}/{HEADER}")).tuning
+    return _safety_header(storage, model).tuning
+
+
+def _safety_header(storage: Storage, model: ModelVersion) -> SafetySetHeader:
+    return parse_header(storage.get(f"{model.safety_prefix}/{HEADER}"))

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.jobs.schemas import JobError, JobObject
-from api.registry.safety import verdicts
+from api.registry.safety import data_risks, verdicts
 from models.api_key import Project
 from models.base import unix
 from models.certification import CertificationPlan
@@ -34,6 +34,7 @@ def show_jobs(session: Session, jobs: Sequence[Job]) -> list[JobObject]:
         )
     }
     safety = verdicts(session, made.values())
+    risks = data_risks(session, [job.id for job in jobs])
     certified = _certified(session, jobs)
     projects = {
         project.id: project
@@ -47,6 +48,7 @@ def show_jobs(session: Session, jobs: Sequence[Job]) -> list[JobObject]:
             projects[job.project_id],
             made.get(job.id),
             safety.get(made[job.id].id) if job.id in made else None,
+            risks.get(job.id),
             _describe_plan(job, certified[job.model_id])
             if job.kind == JobKind.CERTIFY
             else _describe(job),
@@ -60,6 +62,7 @@ def _show(
     project: Project,
     version: ModelVersion | None,
     safety: dict[str, object] | None,
+    data_risk: dict[str, object] | None,
     described: _Described,
 ) -> JobObject:
     is_ready = job.status == JobStatus.SUCCEEDED and version is not None and version.is_released
@@ -90,6 +93,7 @@ def _show(
         result_model=job.result_model_id,
         total_steps=described.total_steps,
         safety=safety,
+        data_risk=data_risk,
     )
 
 

@@ -62,6 +62,10 @@ class TestBounds:
             ("SWEEP_SECONDS", "nan"),
             ("VISIBILITY_TIMEOUT_SECONDS", "59"),
             ("LOG_LEVEL", "LOUD"),
+            ("ADAPTER_EXPORT", "sometimes"),
+            ("SIGNING_KEY", "ab" * 31),
+            ("SIGNING_KEY", "AB" * 32),
+            ("SIGNING_KEY", "ab" * 32 + "\n"),
             ("LOG_JSON", "perhaps"),
         ],
     )
@@ -83,4 +87,6 @@ def test_secrets_stay_out_of_the_representation(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("REDIS_URL", f"redis://:{secret}@redis/0")
     monkeypatch.setenv("TITER_SERVING_TOKEN", secret)
     monkeypatch.setenv("TITER_SESSION_SECRET", secret)
+    monkeypatch.setenv("TITER_SIGNING_KEY", "ab" * 32)
     assert secret not in repr(Settings())
+    assert "abab" not in repr(Settings())

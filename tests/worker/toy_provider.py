@@ -152,6 +152,7 @@ def add_job(
     steps: int = 4,
     scorer: ScorerName = "exact",
     tuning: TuningProtection | None = None,
+    screen: bool = False,
 ) -> Job:
     tuning = tuning or TuningProtection()
     job = Job(
@@ -171,6 +172,7 @@ def add_job(
             canary_every=2,
             scorer=scorer,
             tuning=tuning,
+            screen=screen,
         ).model_dump(mode="json"),
     )
     session.add(job)
@@ -181,11 +183,11 @@ def add_job(
 class Provider:
     """A registered base, a project and a policy, with jobs made on demand."""
 
-    def __init__(self, shop: Workshop, folder: Path) -> None:
+    def __init__(self, shop: Workshop, folder: Path, safety: SafetySet | None = None) -> None:
         self.shop, self.folder = shop, folder
         with shop.sessions.begin() as session:
             self.project: Project = add_project(session)
-            self.base: ModelVersion = add_base(session, shop.storage, folder)
+            self.base: ModelVersion = add_base(session, shop.storage, folder, safety)
         self.set_policy(LENIENT)
 
     def set_policy(self, rules: PolicyRules) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from api.embedded.process import EmbeddedError
 from api.embedded.state import (
@@ -18,9 +19,11 @@ from api.embedded.state import (
     is_free,
     kept_port,
     kept_secret,
+    kept_signing_key,
     prepare,
     write_private,
 )
+from models.settings import Settings
 
 
 def test_a_second_service_is_told_who_holds_the_folder(tmp_path: Path) -> None:
@@ -88,3 +91,10 @@ def test_a_port_is_kept_while_it_is_free_and_changed_when_it_is_not(tmp_path: Pa
 def test_a_damaged_port_file_is_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "port").write_text(text)
     assert 0 < kept_port(tmp_path / "port") < 65536
+
+
+def test_a_signing_key_is_made_once_in_the_form_that_the_settings_take(tmp_path: Path) -> None:
+    key = kept_signing_key(tmp_path / "signing_key")
+    assert kept_signing_key(tmp_path / "signing_key") == key
+    assert Settings(signing_key=SecretStr(key)).signing_key.get_secret_value() == key
+    assert (tmp_path / "signing_key").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,51 @@
+"""/v1/models/{model}/export: a released adapter to take along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from api.deps import CallerDep, SessionDep, SettingsDep, StorageDep
+from api.export import service
+from api.safety.service import signed_report, signer
+
+log = structlog.get_logger(__name__)
+
+router = APIRouter(tags=["models"])
+
+TAR: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "adapter_config.json, adapter_model.safetensors and the signed safety_report.json.",
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.get("/v1/models/{model:path}/export", response_class=StreamingResponse, responses=TAR)
+def export(
+    model: str,
+    caller: CallerDep,
+    session: SessionDep,
+    storage: StorageDep,
+    settings: SettingsDep,
+) -> StreamingResponse:
+    """Download a released model's adapter as a tar of its PEFT folder, if the provider allows it."""
+    version = service.find_exportable(
+        session, storage, settings, model, project_id=caller.visible_project_id
+    )
+    report = signed_report(session, storage, settings, version) if signer(settings) else None
+    export = service.prepare(storage, version, report)
+    log.info("adapter_exported", model=version.id, key_id=caller.key.id)
+    return StreamingResponse(
+        service.tar(storage, export),
+        media_type="application/x-tar",
+        headers={
+            "content-length": str(export.bytes),
+            "content-disposition": 'attachment; filename="adapter.tar"',
+            "cache-control": "no-store",
+            "x-content-type-options": "nosniff",
+        },
+    )
