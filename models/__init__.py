@@ -8,6 +8,7 @@ from models.base import Base
 from models.evaluation import Evaluation
 from models.file import File
 from models.job import Job, JobEvent
+from models.job_checkpoint import JobCheckpoint
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.stored_certificate import StoredCertificate
@@ -18,6 +19,7 @@ __all__ = [
     "Evaluation",
     "File",
     "Job",
+    "JobCheckpoint",
     "JobEvent",
     "ModelVersion",
     "Project",

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from models.file import File, get_file
 from models.hyperparameters import LoraConfig, Recipe
+from models.integrations import INTEGRATIONS, MlflowIntegration, WandbIntegration
 from models.job import Job, JobKind
 from models.methods import BoosterConfig
 from models.model_version import ModelVersion, get_version
@@ -67,6 +68,13 @@ class Work:
     training_file: File | None
     validation_file: File | None
     safety: SafetySet
+    integrations: tuple[WandbIntegration | MlflowIntegration, ...] = ()
+
+    @property
+    def file_hashes(self) -> dict[str, str]:
+        """The sha256 of each file that the job names, by the field that names it."""
+        named = {"training_file": self.training_file, "validation_file": self.validation_file}
+        return {name: file.sha256 for name, file in named.items() if file is not None}
 
 
 def read_work(job_id: str, shop: Workshop) -> Work:
@@ -94,6 +102,7 @@ def read_work(job_id: str, shop: Workshop) -> Work:
             training_file=file(job.training_file_id),
             validation_file=file(job.validation_file_id),
             safety=SafetySet.load(shop.storage.folder(start.safety_prefix, shop.cache)),
+            integrations=tuple(INTEGRATIONS.validate_python(job.integrations)),
         )
 
 
