@@ -20,7 +20,19 @@ from models.base import new_id
 from models.errors import DomainError
 from models.file import File, get_file
 from models.hyperparameters import FinetuneHyperparameters, resolve_finetune
-from models.job import Job, JobEvent, JobKind, JobNotFound, append_event, cancel, lock_job
+from models.job import (
+    Job,
+    JobEvent,
+    JobKind,
+    JobNotFound,
+    JobStatus,
+    append_event,
+    cancel,
+    lock_job,
+    request_pause,
+    resume,
+)
+from models.job_checkpoint import JobCheckpoint
 from models.model_version import (
     Gate,
     ModelBlocked,
@@ -84,7 +96,7 @@ def create_finetune(
         WrongPurpose: a file is not a data set.
         TooFewRows: the training file has fewer than ten rows.
         UnsupportedMethod: another method than supervised fine-tuning.
-        UnsupportedOption: integrations, or two contradicting sets of hyper-parameters.
+        UnsupportedOption: two contradicting sets of hyper-parameters.
         TooManySteps: the job would be longer than any that is accepted.
         LearningRateTooHigh: the model's provider allows no such rate.
         StorageMissing: the model's safety set is gone.
@@ -94,8 +106,6 @@ def create_finetune(
     if earlier is not None:
         return earlier
     hyperparameters = chosen_hyperparameters(asked)
-    if asked.integrations:
-        raise UnsupportedOption("Integrations are not supported.", param="integrations")
     model = tunable(session, asked.model, project.id)
     training = _data_set(session, project.id, asked.training_file, "training_file")
     rows = training.rows or 0
@@ -109,6 +119,7 @@ def create_finetune(
         validation = _data_set(session, project.id, asked.validation_file, "validation_file")
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
     recipe = resolve_finetune(hyperparameters, rows=rows, seed=seed, tuning=_tuning(storage, model))
+    recipe = recipe.model_copy(update={"evaluate_checkpoints": asked.evaluate_checkpoints})
     job = Job(
         project_id=project.id,
         kind=JobKind.FINETUNE,
@@ -119,6 +130,7 @@ def create_finetune(
         suffix=asked.suffix,
         seed=seed,
         recipe=recipe.model_dump(mode="json"),
+        integrations=[wanted.model_dump(mode="json") for wanted in asked.integrations or ()],
         tags=asked.metadata or {},
         replay_key=replay.key,
         request_sha256=request_sha256,
@@ -266,6 +278,52 @@ def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str 
         version.gate = Gate.BLOCKED
         version.gate_reasons = [*version.gate_reasons, "The job was cancelled before a decision."]
     return job
+
+
+def pause_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
+    """Pause a job: a queued one at once, a running one as soon as its worker has let go of it.
+
+    Raises:
+        JobNotFound: it is absent, of another kind, or another project's.
+        IllegalTransition: it has ended, is paused or pausing already, or waits for a person.
+    """
+    get_job(session, kind, job_id, project_id=project_id)
+    job = lock_job(session, job_id)
+    request_pause(session, job)
+    return job
+
+
+def resume_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
+    """Go on with a job that is paused, or about to be.
+
+    Raises:
+        JobNotFound: it is absent, of another kind, or another project's.
+        IllegalTransition: it is neither.
+    """
+    get_job(session, kind, job_id, project_id=project_id)
+    job = lock_job(session, job_id)
+    resume(session, job)
+    if job.status == JobStatus.QUEUED:
+        enqueue(session, job.id)
+    return job
+
+
+def list_checkpoints(
+    session: Session, job: Job, *, after: str | None, limit: int
+) -> tuple[Sequence[JobCheckpoint], bool]:
+    """Give one page of a job's checkpoints, newest first, and whether more follow."""
+    query = select(JobCheckpoint).where(JobCheckpoint.job_id == job.id)
+    if after is not None:
+        last = session.scalar(
+            select(JobCheckpoint.step).where(
+                JobCheckpoint.id == after, JobCheckpoint.job_id == job.id
+            )
+        )
+        if last is None:
+            raise DomainError("There is no such checkpoint in this job.", param="after")
+        query = query.where(JobCheckpoint.step < last)
+    found = session.scalars(query.order_by(JobCheckpoint.step.desc()).limit(limit + 1)).all()
+    return found[:limit], len(found) > limit
 
 
 def list_events(
