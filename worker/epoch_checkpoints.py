@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from models.base import utc_now
 from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
-from models.job import Job, append_event
+from models.job import Job, LeaseLost, append_event
 from models.job_checkpoint import KEPT_BEFORE_LAST, JobCheckpoint, checkpoint_name
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import current_policy, decide
@@ -68,6 +68,17 @@ class EpochCheckpoints:
         version = None
         if metrics.step < metrics.total_steps:
             version = self._stored_version(metrics.step)
+        try:
+            dropped = self._write(metrics, version)
+        except LeaseLost:
+            if version is not None:
+                self._shop.storage.delete_folder(str(version.source["prefix"]))
+            raise
+        for prefix in dropped:
+            self._shop.storage.delete_folder(prefix)
+
+    def _write(self, metrics: StepMetrics, version: ModelVersion | None) -> list[str]:
+        """Write the checkpoint down; give where weights lie that are kept no longer."""
         with self._job.write() as (session, row):
             if version is not None:
                 session.add(version)
@@ -86,9 +97,7 @@ class EpochCheckpoints:
                 data={"step": metrics.step},
             )
             session.flush()
-            dropped = _drop_older(session, row) if version else []
-        for prefix in dropped:
-            self._shop.storage.delete_folder(prefix)
+            return _drop_older(session, row) if version else []
 
     def _is_there(self, step: int) -> bool:
         with self._shop.sessions() as session:
@@ -100,7 +109,12 @@ class EpochCheckpoints:
     def _stored_version(self, step: int) -> ModelVersion:
         work, shop = self._work, self._shop
         # By attempt: a worker that was thought dead must not write over what the living one has kept.
-        prefix = f"epochs/{work.job_id}/{self._job.attempt}-{step}"
+        folder = f"epochs/{work.job_id}"
+        for name in shop.storage.folders(folder):
+            if name.endswith(f"-{step}"):
+                # An attempt that was killed before it had written down what it stored.
+                shop.storage.delete_folder(f"{folder}/{name}")
+        prefix = f"{folder}/{self._job.attempt}-{step}"
         with tempfile.TemporaryDirectory() as scratch:
             lora.save(self._model, Path(scratch), base_model=work.root.id)
             sha256 = shop.storage.put_folder(prefix, Path(scratch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -152,6 +152,9 @@ def add_job(
     steps: int = 4,
     scorer: ScorerName = "exact",
     tuning: TuningProtection | None = None,
+    epochs: int | None = None,
+    evaluate_checkpoints: bool = False,
+    integrations: Sequence[dict[str, object]] = (),
 ) -> Job:
     tuning = tuning or TuningProtection()
     job = Job(
@@ -171,7 +174,10 @@ def add_job(
             canary_every=2,
             scorer=scorer,
             tuning=tuning,
+            n_epochs=epochs,
+            evaluate_checkpoints=evaluate_checkpoints,
         ).model_dump(mode="json"),
+        integrations=list(integrations),
     )
     session.add(job)
     session.flush()
@@ -200,7 +206,13 @@ class Provider:
             return add_job(session, self.project, self.base, result=result, **options).id  # type: ignore[arg-type]
 
     def finetune(
-        self, rows: list[dict[str, object]], start: ModelVersion | None = None, **options: object
+        self,
+        rows: list[dict[str, object]],
+        start: ModelVersion | None = None,
+        *,
+        result: str = "ft:toy-base:org:mine:1",
+        is_validated: bool = True,
+        **options: object,
     ) -> str:
         with self.shop.sessions.begin() as session:
             file = add_file(session, self.shop.storage, self.project, self.folder, rows)
@@ -208,9 +220,9 @@ class Provider:
                 session,
                 self.project,
                 start or self.base,
-                result="ft:toy-base:org:mine:1",
+                result=result,
                 training=file,
-                validation=file,
+                validation=file if is_validated else None,
                 **options,  # type: ignore[arg-type]
             )
             return job.id
@@ -240,6 +252,16 @@ class Provider:
             job = lock_job(session, job_id)
             job.lease_expires_at = utc_now() - timedelta(seconds=1)
             requeue_lost(session, job, max_attempts=3)
+
+    def change(self, job_id: str, act: Callable[[Session, Job], None]) -> None:
+        """Change the job as the api does: its row locked."""
+        with self.shop.sessions.begin() as session:
+            act(session, lock_job(session, job_id))
+
+    def adapter(self, version_id: str) -> bytes:
+        """Give the bytes of a version's adapter."""
+        prefix = self.version(version_id).source["prefix"]
+        return self.shop.storage.get(f"{prefix}/adapter_model.safetensors")
 
 
 def lose_at_step(
