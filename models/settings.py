@@ -66,6 +66,15 @@ class Settings(BaseSettings):
     # Longer than the longest job: Celery's redelivery is only a second doorbell.
     visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
 
+    # Trackers that customers may have their curves sent to; empty: that one is not configured.
+    wandb_api_key: SecretStr = SecretStr("")
+    wandb_base_url: str = "https://api.wandb.ai"
+    # The team or user whose projects are written; empty: the key's own.
+    wandb_entity: str = ""
+    # The tracking server's address (https://mlflow.example.com), and a bearer token if it wants one.
+    mlflow_tracking_uri: str = Field("", repr=False)
+    mlflow_token: SecretStr = SecretStr("")
+
     log_json: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

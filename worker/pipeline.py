@@ -61,9 +61,10 @@ from worker.protection import record, safety_rows, settle, tell_fall
 from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
 from worker.task_accuracy import check_answers
+from worker.trackers.sending import tracked
 from worker.trainers.loop import StepMetrics, TrainResult, train
 from worker.trainers.methods import rule_for
-from worker.training_log import TrainingLog
+from worker.training_log import Send, TrainingLog
 from worker.validation import Validation
 from worker.verdict import conclude
 from worker.work import Work, Workshop, read_rows, read_work, to_train
@@ -187,8 +188,10 @@ def _make_version(
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
     base = shop.base(work.root)
-    with to_train(base, work, shop) as model:
-        result = _train(job, work, base, model, examples, checked, len(added), simulated, shop)
+    with to_train(base, work, shop) as model, tracked(job, work, shop) as send:
+        result = _train(
+            job, work, base, model, examples, checked, len(added), simulated, send, shop
+        )
         return _store(job, work, base, model, result, len(added), shop)
 
 
@@ -228,6 +231,7 @@ def _train(
     validation: list[Example],
     added: int,
     simulated: _Simulated,
+    send: Send,
     shop: Workshop,
 ) -> TrainResult:
     recipe = work.recipe
@@ -244,7 +248,7 @@ def _train(
             pass
         folder.keep(checkpoint)
 
-    tell = TrainingLog(job, every=recipe.metrics_every)
+    tell = TrainingLog(job, every=recipe.metrics_every, send=send)
     keep_epoch = None
     if work.kind == JobKind.FINETUNE and isinstance(model, PeftModel):
         keep_epoch = EpochCheckpoints(job, work, model, shop, safety_rows=added)

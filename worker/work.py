@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +23,7 @@ from models.session import SessionFactory
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, ResidentBase, locate
+from worker.trackers.run import Tracking
 from worker.weights import train_linear_weights
 
 
@@ -36,6 +37,7 @@ class Workshop:
     cache: Path
     owner: str
     lease_seconds: int
+    tracking: Tracking = field(default_factory=Tracking)
 
     def folder(self, root: ModelVersion) -> Path:
         """Give the folder with a root's files.

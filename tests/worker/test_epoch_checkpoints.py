@@ -10,7 +10,7 @@ from models.file import File
 from models.job import Job, JobStatus
 from models.job_checkpoint import JobCheckpoint
 from models.model_version import Gate, ModelVersion
-from models.storage import StorageMissing
+from models.storage import MANIFEST, StorageMissing
 from models.tuning import TuningProtection
 from tests.worker.toy_provider import LENIENT, ROWS, STRICT, UNSURE, Provider, lose_at_step
 from worker import epoch_checkpoints, pipeline
@@ -93,7 +93,7 @@ class TestKeeping:
             assert provider.run(job_id).status == JobStatus.QUEUED
         assert provider.shop.storage.folders(f"epochs/{job_id}") == ["1-2"]
         # Left by a worker that was killed between storing and writing down.
-        provider.shop.storage.put(f"epochs/{job_id}/1-4/adapter_config.json", b"{}")
+        provider.shop.storage.put(f"epochs/{job_id}/1-4/{MANIFEST}", b'{"files": {}}')
         job = provider.run(job_id)
         assert job.status == JobStatus.SUCCEEDED
         assert [c.step for c in checkpoints(provider, job_id)] == [2, 4, 6, 8]
