@@ -62,9 +62,9 @@ def retrieve(job_id: str, session: SessionDep) -> JobObject:
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel(job_id: str, session: SessionDep) -> JobObject:
+def cancel(job_id: str, session: SessionDep, storage: StorageDep) -> JobObject:
     """Cancel a certification job that has not ended."""
-    return show_job(session, service.cancel_job(session, KIND, job_id, project_id=None))
+    return show_job(session, service.cancel_job(session, storage, KIND, job_id, project_id=None))
 
 
 @router.get("/jobs/{job_id}/events")

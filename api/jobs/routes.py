@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from api.deps import CallerDep, CustomerDep, SessionDep, StorageDep, after_commit
+from api.deps import CallerDep, CustomerDep, SessionDep, StorageDep
 from api.jobs import service
 from api.jobs.replay import ReplayDep
 from api.jobs.schemas import CheckpointObject, CreateJob, EventObject, JobObject
@@ -15,7 +14,6 @@ from api.jobs.wire import show_checkpoints, show_job, show_jobs
 from api.schemas import After, Listing, PageLimit
 from models.errors import DomainError
 from models.job import JobKind
-from models.job_checkpoint import resume_prefix
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -81,9 +79,8 @@ def retrieve(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
 @router.post("/{job_id}/cancel")
 def cancel(job_id: str, caller: CallerDep, session: SessionDep, storage: StorageDep) -> JobObject:
     """Cancel a job that has not ended."""
-    job = service.cancel_job(session, KIND, job_id, project_id=caller.visible_project_id)
-    # A worker that has the job tidies up as well; of a paused or a queued one nobody else would.
-    after_commit(session, partial(storage.delete_folder, resume_prefix(job.id)))
+    project_id = caller.visible_project_id
+    job = service.cancel_job(session, storage, KIND, job_id, project_id=project_id)
     return show_job(session, job)
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from api.deps import enqueue
+from api.deps import after_commit, enqueue
 from api.files.service import FINE_TUNE
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.schemas import CreateJob
@@ -32,7 +33,7 @@ from models.job import (
     request_pause,
     resume,
 )
-from models.job_checkpoint import JobCheckpoint
+from models.job_checkpoint import JobCheckpoint, resume_prefix
 from models.model_version import (
     Gate,
     ModelBlocked,
@@ -261,8 +262,10 @@ def get_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | N
     return job
 
 
-def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
-    """Cancel a job, whatever it is doing.
+def cancel_job(
+    session: Session, storage: Storage, kind: JobKind, job_id: str, *, project_id: str | None
+) -> Job:
+    """Cancel a job, whatever it is doing. What it could have gone on from goes after the commit.
 
     Raises:
         JobNotFound: it is absent, of another kind, or another project's.
@@ -272,6 +275,8 @@ def cancel_job(session: Session, kind: JobKind, job_id: str, *, project_id: str 
     job = lock_job(session, job_id)
     is_held = job.awaits_review
     cancel(session, job)
+    # A worker that has the job tidies up as well; of a paused or a queued one nobody else would.
+    after_commit(session, partial(storage.delete_folder, resume_prefix(job.id)))
     if is_held:
         # Nobody will decide on it any more, and what nobody released stays unused.
         version = session.get_one(ModelVersion, job.result_model_id)

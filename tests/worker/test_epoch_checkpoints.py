@@ -124,6 +124,27 @@ class TestEvaluating:
             ("model", None),
         ]
 
+    def test_a_released_one_can_be_tuned_on_and_its_lineage_is_kept(
+        self, provider: Provider
+    ) -> None:
+        first = provider.run(provider.finetune(ROWS, steps=4, epochs=2, evaluate_checkpoints=True))
+        start = versions(provider, first)[2]
+        second = provider.run(provider.finetune(ROWS, start, result="further"))
+        assert second.status == JobStatus.SUCCEEDED
+        further = provider.version("further")
+        assert (further.parent_id, further.root_id) == (start.id, start.root_id)
+        third = provider.run(provider.finetune(ROWS, further, result="furthest"))
+        assert provider.version(third.result_model_id).parent_id == "further"
+        losses = [
+            next(
+                e.data["train_loss"]
+                for e in provider.events(j.id)
+                if e.type == "metrics" and e.data
+            )
+            for j in (first, second, third)
+        ]
+        assert losses == sorted(losses, reverse=True)
+
     def test_what_is_not_within_the_policy_is_blocked(self, provider: Provider) -> None:
         provider.set_policy(STRICT)
         job = provider.run(provider.finetune(ROWS, steps=4, epochs=2, evaluate_checkpoints=True))

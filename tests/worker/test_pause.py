@@ -7,6 +7,7 @@ import shutil
 import pytest
 from sqlalchemy.orm import Session
 
+from models.base import utc_now
 from models.job import Job, JobEvent, JobStatus, Stage, cancel, request_pause, resume
 from models.job_checkpoint import resume_prefix
 from models.model_version import ModelVersion
@@ -137,6 +138,49 @@ class TestWhileTraining:
         provider.change(first, resume)
         provider.run(first)
         assert provider.adapter("one") == provider.adapter("two")
+
+
+class TestEstimate:
+    def test_follows_the_pace_of_training_and_is_unknown_otherwise(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.finetune(ROWS)
+        seen = {}
+        for step in (1, 3):
+            act_at_step(
+                monkeypatch,
+                step,
+                lambda step=step: seen.update({step: provider.job(job_id).estimated_finish}),  # type: ignore[misc]
+            )
+        report = measure.make_report
+
+        def look_and_report(*arguments: object, **options: object) -> object:
+            seen["evaluate"] = provider.job(job_id).estimated_finish
+            return report(*arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(measure, "make_report", look_and_report)
+        job = provider.run(job_id)
+        assert seen[1] is None
+        assert seen[3] is not None
+        assert seen[3] > (job.started_at or utc_now())
+        assert seen["evaluate"] is None
+        assert job.estimated_finish is None
+
+
+class TestAlignment:
+    @pytest.mark.parametrize("parameters", ["adapter", "full"])
+    def test_a_paused_alignment_goes_on_bit_for_bit(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch, parameters: str
+    ) -> None:
+        provider.run(provider.align("one", steps=6, parameters=parameters))
+        job_id = provider.align("two", steps=6, parameters=parameters)
+        with monkeypatch.context() as patch:
+            pause_at_step(provider, patch, job_id, 4)
+            assert provider.run(job_id).status == JobStatus.PAUSED
+        provider.change(job_id, resume)
+        assert provider.run(job_id).status == JobStatus.SUCCEEDED
+        hashes = [provider.version(name).data_hashes for name in ("one", "two")]
+        assert hashes[0] == hashes[1]
 
 
 class TestAfterTraining:
