@@ -165,9 +165,7 @@ def evaluate_checkpoints(
     for step, version in _undecided(job, shop):
         subject = f"the checkpoint of step {step}"
         try:
-            report = measure(
-                job, work, version, validation, shop, warnings, told, subject=subject
-            )
+            report = measure(job, work, version, validation, shop, warnings, told, subject=subject)
         except StorageMissing:
             # Its owner has deleted it in the meantime.
             log.info("checkpoint_gone", step=step)
