@@ -17,6 +17,8 @@ MAX_INTEGRATIONS = 5
 # What W&B and MLflow take for a name without escaping it into something else.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
 
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 _.:/@-]{1,64}$")]
+
 
 class Wandb(Frozen):
     """A run at Weights & Biases."""
@@ -25,7 +27,7 @@ class Wandb(Frozen):
     name: Name | None = None
     #: Kept and shown; runs are written where the service's own key belongs.
     entity: Name | None = None
-    tags: list[Name] | None = Field(None, max_length=16)
+    tags: list[Tag] | None = Field(None, max_length=16)
 
 
 class WandbIntegration(Frozen):

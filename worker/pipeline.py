@@ -351,6 +351,8 @@ def _park(job: LeasedJob, shop: Workshop) -> None:
     except OperationalError:
         # The lease runs out, and the sweeper pauses the job.
         log.exception("pause_not_written")
+    else:
+        RunFolder(job.id, shop, attempt=job.attempt).leave()
 
 
 def _forget_if_over(job_id: str, shop: Workshop) -> None:

@@ -44,6 +44,10 @@ class RunFolder:
         shutil.copytree(source, partial)
         partial.rename(self.path / stored[-1])
 
+    def leave(self) -> None:
+        """Forget this attempt's copies here; the storage has what the next one needs."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def remove(self) -> None:
         """Forget the run: it is over."""
         shutil.rmtree(self._runs, ignore_errors=True)

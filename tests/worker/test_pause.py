@@ -50,6 +50,7 @@ class TestWhileTraining:
         assert len(curve(provider, job_id)) == step
         stored = provider.shop.storage.folders(resume_prefix(job_id))
         assert stored == [f"step-{step:08d}"]
+        assert list((provider.shop.cache / "runs" / job_id).iterdir()) == []
         assert provider.run(job_id).status == JobStatus.PAUSED  # a bell wakes nobody
 
         shutil.rmtree(provider.shop.cache)  # the next worker is another machine
