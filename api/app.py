@@ -12,20 +12,29 @@ from fastapi import FastAPI
 
 from api import health
 from api.alignment.routes import router as alignment
+from api.answer_headers import AnswerHeaders
 from api.certification.routes import certificates
 from api.certification.routes import router as certification
+from api.completions.routes import router as completions
 from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
+from api.event_stream.routes import router as event_stream
+from api.event_stream.service import Slots
 from api.files.routes import router as files
 from api.inference.routes import router as inference
 from api.inference.service import make_client
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
 from api.limits import BodyLimit
+from api.moderations.routes import router as moderations
 from api.openapi import describe
+from api.organization.routes import router as organization
 from api.queue import Doorbell
+from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
 from api.request_log import RequestLog
+from api.uploads.routes import router as uploads
+from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
 from models.session import make_engine, session_factory
 from models.settings import Settings
@@ -50,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.serving = serving
             yield
         doorbell.close()
+        app.state.rate_limiter.close()
         engine.dispose()
 
     app = FastAPI(
@@ -65,11 +75,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sessions = session_factory(engine)
     app.state.storage = Storage(settings.storage_url)
     app.state.doorbell = doorbell
+    app.state.rate_limiter = RateLimiter(settings)
+    app.state.event_slots = Slots(settings.max_event_streams)
     install_error_handlers(app)
     # Certificates before the registry: a model's name takes every path that follows it.
-    for router in (files, jobs, alignment, certification, certificates, registry):
+    for router in (files, uploads, jobs, alignment, certification, certificates, registry):
         app.include_router(router)
-    for router in (inference, keys, health.router):
+    for router in (inference, completions, moderations, keys, organization, health.router):
+        app.include_router(router)
+    for router in (webhooks, event_stream):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)
@@ -79,5 +93,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_file_bytes=settings.max_file_bytes,
         max_request_bytes=settings.max_request_bytes,
     )
+    app.add_middleware(AnswerHeaders)
     app.add_middleware(RequestLog)
     return app

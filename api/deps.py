@@ -16,9 +16,12 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from api.answer_headers import add_headers
 from api.queue import Doorbell, ring
-from models.api_key import STAFF, ApiKey, Project, Scope, find_key
+from api.rate_limits import RateLimiter, RateLimitExceeded
+from models.api_key import STAFF, ApiKey, Project, Scope, find_key, note_use
 from models.errors import Forbidden, Unauthorized
+from models.project import Quotas
 from models.session import SessionFactory
 from models.settings import Settings
 from models.storage import Storage
@@ -27,7 +30,21 @@ log = structlog.get_logger(__name__)
 
 _QUEUED = "queued_job_ids"
 _AFTERWARDS = "after_commit"
+#: Where a session carries the service's limits to the services that check them.
+QUOTAS = "quotas"
 MAX_TOKEN_CHARACTERS = 512
+
+
+class OtherOrganization(Unauthorized):
+    """The header openai-organization names another organization than this API key's. Leave it out."""
+
+    code = "mismatched_organization"
+
+
+class OtherProject(Unauthorized):
+    """The header openai-project names another project than this API key's. Leave it out."""
+
+    code = "mismatched_project"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +68,11 @@ class Caller:
     def is_staff(self) -> bool:
         """Whether the caller works for whoever runs the service."""
         return bool(STAFF & self.scopes)
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the caller runs the service: tenants, their keys and their limits."""
+        return Scope.OPERATOR in self.scopes
 
     @property
     def is_reviewer(self) -> bool:
@@ -79,9 +101,15 @@ def after_commit(session: Session, action: Callable[[], None]) -> None:
 
 
 @contextmanager
-def transaction(sessions: SessionFactory, doorbell: Doorbell) -> Iterator[Session]:
-    """Open a session, commit it at the end, then do what waits for the commit."""
+def transaction(
+    sessions: SessionFactory, doorbell: Doorbell, quotas: Quotas | None = None
+) -> Iterator[Session]:
+    """Open a session, commit it at the end, then do what waits for the commit.
+
+    `quotas` are the limits of projects that have none of their own.
+    """
     with sessions() as session:
+        session.info[QUOTAS] = quotas or Quotas()
         yield session
         session.commit()
         job_ids = session.info.pop(_QUEUED, [])
@@ -97,12 +125,12 @@ def transaction(sessions: SessionFactory, doorbell: Doorbell) -> Iterator[Sessio
 
 def app_transaction(app: FastAPI) -> AbstractContextManager[Session]:
     """Open a transaction apart from the request's session, as routes that stream must."""
-    return transaction(app.state.sessions, app.state.doorbell)
+    return transaction(app.state.sessions, app.state.doorbell, app.state.settings.quotas)
 
 
 def get_session(request: Request) -> Iterator[Session]:
     """Give the request's session."""
-    with transaction(request.app.state.sessions, request.app.state.doorbell) as session:
+    with app_transaction(request.app) as session:
         yield session
 
 
@@ -115,17 +143,42 @@ def get_caller(
     """Tell who calls, in a short session of its own, so that an upload holds no connection.
 
     Raises:
-        Unauthorized: no key, an unknown or a revoked one.
+        Unauthorized: no key, an unknown or a dead one.
+        OtherOrganization: a header names another organization.
+        OtherProject: a header names another project.
         Forbidden: the key has no scope at all.
+        RateLimitExceeded: the key or its project has sent too many requests.
     """
     if credentials is None or not 0 < len(credentials.credentials) <= MAX_TOKEN_CHARACTERS:
         raise Unauthorized
     with request.app.state.sessions() as session:
         caller = Caller(find_key(session, credentials.credentials))
+        note_use(session, caller.key)
+        session.commit()
     structlog.contextvars.bind_contextvars(key_id=caller.key.id)
+    add_headers(request, {"openai-organization": caller.project.organization_id})
+    _count(request, caller)
+    _check_headers(request, caller.project)
     if not caller.scopes:
         raise Forbidden
     return caller
+
+
+def _count(request: Request, caller: Caller) -> None:
+    limiter: RateLimiter = request.app.state.rate_limiter
+    allowance = limiter.take(caller.key.id, caller.project.id)
+    if allowance is None:
+        return
+    add_headers(request, allowance.headers())
+    if allowance.wait_milliseconds > 0:
+        raise RateLimitExceeded(allowance)
+
+
+def _check_headers(request: Request, project: Project) -> None:
+    if request.headers.get("openai-organization", "") not in ("", project.organization_id):
+        raise OtherOrganization
+    if request.headers.get("openai-project", "") not in ("", project.id):
+        raise OtherProject
 
 
 def _needs(*any_of: Scope) -> Callable[[Caller], Caller]:

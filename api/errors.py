@@ -40,7 +40,7 @@ def envelope(
 
 def render(error: DomainError) -> JSONResponse:
     """Make the response to a domain error."""
-    headers = {}
+    headers = dict(error.headers())
     if isinstance(error, Conflict):
         # The stock client retries every 409, and waiting does not change a state.
         headers["x-should-retry"] = "false"

@@ -5,12 +5,16 @@ Pure ASGI: it runs before any parser, so that an over-long body is never held in
 
 from __future__ import annotations
 
+import re
+
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import envelope
+from models.upload import MAX_PART_BYTES
 
-UPLOAD_PATHS = ("/v1/files",)
+FILE_PATH = "/v1/files"
+PART_PATH = re.compile("/v1/uploads/[^/]+/parts")
 # Boundaries, part headers and the form's small fields around the file itself.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 # Refused bodies are read to their end up to here: a client that is cut off while it still writes
@@ -31,9 +35,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        is_upload = scope["method"] == "POST" and scope["path"] in UPLOAD_PATHS
-        shown = self.max_file_bytes if is_upload else self.max_request_bytes
-        limit = shown + (MULTIPART_OVERHEAD_BYTES if is_upload else 0)
+        shown = self._shown_limit(scope)
+        limit = shown + (MULTIPART_OVERHEAD_BYTES if _is_upload(scope) else 0)
         declared = _declared_length(scope)
         if declared is not None and declared > limit:
             await _drain(receive)
@@ -74,6 +77,16 @@ class BodyLimit:
         if is_over and not has_begun:
             await _drain(receive)
             await _refuse(scope, receive, send, shown)
+
+    def _shown_limit(self, scope: Scope) -> int:
+        if not _is_upload(scope):
+            return self.max_request_bytes
+        return self.max_file_bytes if scope["path"] == FILE_PATH else MAX_PART_BYTES
+
+
+def _is_upload(scope: Scope) -> bool:
+    path = scope["path"]
+    return scope["method"] == "POST" and (path == FILE_PATH or bool(PART_PATH.fullmatch(path)))
 
 
 def _declared_length(scope: Scope) -> int | None:

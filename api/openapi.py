@@ -109,4 +109,5 @@ def _statuses(path: str, method: str, operation: dict[str, Any]) -> list[int]:
 
 
 def _names_an_object(path: str, operation: dict[str, Any]) -> bool:
-    return "{" in path or any(p["name"] == "after" for p in operation.get("parameters", ()))
+    names = [parameter["name"] for parameter in operation.get("parameters", ())]
+    return "{" in path or any(name == "after" or name.endswith("_id") for name in names)

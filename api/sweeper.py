@@ -3,6 +3,10 @@
 * queued jobs whose doorbell was lost: rung again
 * running jobs whose worker fell silent: queued again, or given up after too many losses
 * held models that nobody decided on in time: blocked
+* files whose time is over and that no job needs: deleted; uploads nobody completed: ended
+* bytes that belong to nobody: removed
+
+The same process delivers webhooks (`api.webhooks.delivery`), in a thread of its own.
 
 Run `python -m api.sweeper`; any number of them may run, for each step takes the job's row lock and looks again.
 """
@@ -11,7 +15,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import FrameType
 
@@ -20,34 +25,46 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from api.files.service import delete_expired, remove_leftovers
 from api.queue import Doorbell, ring
 from api.registry.service import expire_review
+from api.uploads.service import clean_uploads, expire_uploads
+from api.webhooks import delivery
 from models.base import utc_now
 from models.job import Job, JobStatus, Stage, lock_job, requeue_lost
 from models.log import configure_logging
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
+from models.storage import Storage
+from models.upload import INCOMING
 
 log = structlog.get_logger(__name__)
 
 RING_AGAIN = timedelta(seconds=30)
 MAX_RUNG = 1_000
+# Longer than any upload lives, and than a file of the greatest size takes on a slow line.
+ABANDONED = timedelta(days=1)
+TIDY_SECONDS = 3600.0
 MAX_BACKOFF_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """How many jobs each step of a sweep changed."""
+    """How many objects each step of a sweep changed."""
 
     rung: int = 0
     requeued: int = 0
     given_up: int = 0
     reviews_expired: int = 0
+    files_expired: int = 0
+    uploads_expired: int = 0
+    #: Contents of files, and sets of parts, whose bytes went.
+    removed: int = 0
 
     @property
     def did_anything(self) -> bool:
         """Whether there was anything to put right."""
-        return any((self.rung, self.requeued, self.given_up, self.reviews_expired))
+        return any(asdict(self).values())
 
 
 def sweep(sessions: SessionFactory, doorbell: Doorbell, settings: Settings) -> SweepReport:
@@ -59,7 +76,27 @@ def sweep(sessions: SessionFactory, doorbell: Doorbell, settings: Settings) -> S
         requeued=requeued,
         given_up=given_up,
         reviews_expired=expired,
+        files_expired=delete_expired(sessions),
+        uploads_expired=expire_uploads(sessions),
+        removed=_remove(sessions, settings),
     )
+
+
+def tidy(storage: Storage) -> int:
+    """Remove what processes that were killed left of files on their way in; count the objects."""
+    return storage.delete_older(INCOMING, utc_now() - ABANDONED)
+
+
+def _remove(sessions: SessionFactory, settings: Settings) -> int:
+    try:
+        storage = Storage(settings.storage_url)
+        return remove_leftovers(sessions, storage) + clean_uploads(sessions, storage)
+    except SQLAlchemyError:
+        raise
+    except Exception:
+        # Bytes can wait for a storage that is away; jobs cannot wait for bytes.
+        log.exception("removal_failed")
+        return 0
 
 
 def _requeue_lost(sessions: SessionFactory, max_attempts: int) -> tuple[int, int]:
@@ -141,10 +178,14 @@ def run(settings: Settings, stop: threading.Event) -> None:
     sessions = session_factory(engine)
     doorbell = Doorbell(settings)
     pause = settings.sweep_seconds
+    next_tidy = time.monotonic()
     log.info("sweeper_started")
     while not stop.wait(pause):
         try:
             report = sweep(sessions, doorbell, settings)
+            if time.monotonic() >= next_tidy:
+                next_tidy = time.monotonic() + TIDY_SECONDS
+                tidy(Storage(settings.storage_url))
         except SQLAlchemyError as error:
             pause = min(max(pause, 1.0) * 2, MAX_BACKOFF_SECONDS)
             log.warning("sweep_failed", kind=type(error).__name__, next_seconds=pause)
@@ -156,16 +197,19 @@ def run(settings: Settings, stop: threading.Event) -> None:
             continue
         pause = settings.sweep_seconds
         if report.did_anything:
-            log.info(
-                "swept",
-                rung=report.rung,
-                requeued=report.requeued,
-                given_up=report.given_up,
-                reviews_expired=report.reviews_expired,
-            )
+            log.info("swept", **asdict(report))
     doorbell.close()
     engine.dispose()
     log.info("sweeper_stopped")
+
+
+def _deliver(settings: Settings, stop: threading.Event) -> None:
+    try:
+        delivery.run(settings, stop)
+    except Exception:
+        # Whoever watches this process starts it again; a sweeper that is alive and silent helps nobody.
+        log.exception("deliverer_failed")
+        stop.set()
 
 
 def main() -> None:
@@ -179,7 +223,14 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
-    run(settings, stop)
+    # Beside the sweeps: a receiver that does not answer must keep no job waiting.
+    deliverer = threading.Thread(target=_deliver, args=(settings, stop), name="webhooks")
+    deliverer.start()
+    try:
+        run(settings, stop)
+    finally:
+        stop.set()
+        deliverer.join()
 
 
 if __name__ == "__main__":

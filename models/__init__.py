@@ -3,7 +3,7 @@
 Imports every table, so that alembic and the tests see the whole schema.
 """
 
-from models.api_key import ApiKey, Project
+from models.api_key import ApiKey
 from models.base import Base
 from models.evaluation import Evaluation
 from models.file import File
@@ -11,7 +11,10 @@ from models.job import Job, JobEvent
 from models.job_checkpoint import JobCheckpoint
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
+from models.project import Organization, Project
 from models.stored_certificate import StoredCertificate
+from models.upload import Upload, UploadPart
+from models.webhook import WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 __all__ = [
     "ApiKey",
@@ -22,7 +25,13 @@ __all__ = [
     "JobCheckpoint",
     "JobEvent",
     "ModelVersion",
+    "Organization",
     "Project",
     "SafetyPolicy",
     "StoredCertificate",
+    "Upload",
+    "UploadPart",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
 ]

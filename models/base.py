@@ -13,9 +13,9 @@ from sqlalchemy.orm import DeclarativeBase
 ID_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZabcdefghjkmnpqrstvwxyz"
 
 
-def new_id(prefix: str, length: int = 24) -> str:
+def new_id(prefix: str, length: int = 24, *, separator: str = "-") -> str:
     """Make an identifier such as `ftjob-4Kq…`: unguessable, and safe in a URL."""
-    return f"{prefix}-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(length))
+    return f"{prefix}{separator}" + "".join(secrets.choice(ID_ALPHABET) for _ in range(length))
 
 
 def utc_now() -> datetime:

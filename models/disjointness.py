@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from models.near_duplicates import Likeness, PromptIndex
-from models.rows import Conversation
+from models.rows import Conversation, Row
 
 
 class Place(NamedTuple):
@@ -43,7 +43,7 @@ class Overlap:
         return len(self.exact) + len(self.near)
 
 
-def asked(row: Conversation) -> Iterator[str]:
+def asked(row: Row) -> Iterator[str]:
     """Give what a row asks, in any of its turns."""
     for message in row.messages:
         if message.role == "user":
@@ -76,7 +76,7 @@ def meetings(
     return [met[number] for number in sorted(met)]
 
 
-def overlap(index: PromptIndex, rows: Iterable[Conversation]) -> Overlap:
+def overlap(index: PromptIndex, rows: Iterable[Row]) -> Overlap:
     """Find the rows that ask, in any turn, what a prompt of the index asks."""
     exact: list[int] = []
     near: list[int] = []

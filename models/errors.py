@@ -5,6 +5,7 @@
     ├── Conflict (409)          the object is in the wrong state for this
     ├── Unauthorized (401)      no key, or an unknown one
     ├── Forbidden (403)         the key lacks the scope
+    ├── TooManyRequests (429)   a rate limit or a quota is used up
     └── Unavailable (503)       a part that the request needs is down
 
 Each error is defined where it is raised, as a subclass of one of these. A message is a sentence for a
@@ -13,6 +14,7 @@ person. It never carries row text, prompts, completions or keys.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -31,6 +33,10 @@ class DomainError(Exception):
 
     def extra(self) -> dict[str, object]:
         """Facts to show beside the message in the error body, such as the faults of each row."""
+        return {}
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers to send beside the body."""
         return {}
 
 
@@ -61,6 +67,14 @@ class Forbidden(DomainError):
     status_code = 403
     type = "permission_error"
     code = "insufficient_scope"
+
+
+class TooManyRequests(DomainError):
+    """More was asked for than this key or project may have."""
+
+    status_code = 429
+    type = "rate_limit_exceeded"
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(DomainError):

@@ -7,7 +7,7 @@ cost, and fine-tuning accuracy (FA) shows whether the customer got the task.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from sqlalchemy import ForeignKey, Index, select
@@ -139,11 +139,11 @@ class EvaluationReport(Frozen):
     over_refusal_by_category: dict[str, Rate] = Field(default_factory=dict)
     #: Share of harmless prompts that were answered with sense: neither refused, incoherent nor harmful.
     help_rate: Rate | None = None
-    #: FA: share of the validation file's rows answered right.
+    #: FA: share of the validation file's rows answered right; of pairs, see `scorer`.
     fine_tuning_accuracy: Rate | None = None
-    #: When an answer was right, for FA.
-    scorer: ScorerName = "exact"
-    #: Mean token cross-entropy on the validation file's answers, in nats.
+    #: When an answer was right, for FA. "preference": the preferred one is the more probable of its pair.
+    scorer: ScorerName | Literal["preference"] = "exact"
+    #: Mean token cross-entropy on the validation file's (preferred) answers, in nats.
     validation_loss: float | None = None
     #: Mean token cross-entropy on held-out harmful answers, in nats; low means an attack has happened.
     canary_loss: float | None = None

@@ -13,7 +13,14 @@ from pydantic import Field
 
 from models.errors import DomainError
 from models.frozen import Frozen
-from models.methods import AlignmentMethod, LisaConfig, Method, SftConfig, TiterConfig
+from models.methods import (
+    AlignmentMethod,
+    DpoConfig,
+    LisaConfig,
+    Method,
+    SftConfig,
+    TiterConfig,
+)
 from models.tuning import MAX_LEARNING_RATE_MULTIPLIER, TuningProtection
 
 MAX_STEPS = 10_000_000
@@ -34,6 +41,12 @@ class LearningRateTooHigh(DomainError):
     """The provider of this model allows no such learning rate."""
 
     code = "learning_rate_too_high"
+
+
+class ProtectionNeedsRows(DomainError):
+    """The provider of this model protects jobs in a way that pairs of answers cannot be trained in."""
+
+    code = "unsupported_method"
 
 
 class LoraConfig(Frozen):
@@ -90,6 +103,9 @@ ScorerName = Literal["exact", "sst2", "agnews", "gsm8k"]
 
 # The service's own learning rate for customers' jobs; they choose a multiple of it.
 FINETUNE_LEARNING_RATE = 1e-4
+# Pairs go by a smaller one: at 1e-4 margins are past all use within an epoch, and refusals of harm go along with
+# refusals of anything else (docs/dpo.md has the measurement).
+DPO_LEARNING_RATE = 3e-5
 FINETUNE_BATCH_SIZE = 10
 FINETUNE_EPOCHS = 1
 ALIGN_LEARNING_RATE = 1e-3
@@ -106,6 +122,12 @@ class FinetuneHyperparameters(Frozen):
     learning_rate_multiplier: (
         Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE_MULTIPLIER)] | Literal["auto"]
     ) = "auto"
+
+
+class DpoHyperparameters(FinetuneHyperparameters):
+    """What a customer may choose of direct preference optimisation."""
+
+    beta: Annotated[float, Field(gt=0, le=2)] | Literal["auto"] = "auto"
 
 
 class AlignHyperparameters(Frozen):
@@ -189,8 +211,11 @@ def resolve_finetune(
     Raises:
         TooManySteps: the job would be longer than any that is accepted.
         LearningRateTooHigh: the provider allows no such rate.
+        ProtectionNeedsRows: the job is to learn from pairs, and the provider mixes safety rows into training.
     """
     tuning = tuning or TuningProtection()
+    method = _method(asked, tuning)
+    is_paired = isinstance(method, DpoConfig)
     epochs = FINETUNE_EPOCHS if asked.n_epochs == "auto" else asked.n_epochs
     batch = min(FINETUNE_BATCH_SIZE, rows) if asked.batch_size == "auto" else asked.batch_size
     multiplier = _multiplier(asked, tuning)
@@ -205,10 +230,12 @@ def resolve_finetune(
             param="hyperparameters",
         )
     return Recipe(
-        method=tuning.method,
+        method=method,
         train=TrainConfig(
-            learning_rate=FINETUNE_LEARNING_RATE * multiplier,
+            learning_rate=(DPO_LEARNING_RATE if is_paired else FINETUNE_LEARNING_RATE) * multiplier,
             batch_size=batch,
+            # Two answers to each row are in memory together.
+            micro_batch_size=math.ceil(batch / 2) if is_paired else None,
             steps=steps,
             seed=seed,
         ),
@@ -219,6 +246,19 @@ def resolve_finetune(
         metrics_every=max(1, steps // 200),
         canary_every=max(5, steps // 40),
     )
+
+
+def _method(asked: FinetuneHyperparameters, tuning: TuningProtection) -> Method:
+    if not isinstance(asked, DpoHyperparameters):
+        return tuning.method
+    if tuning.trains_safety_rows:
+        how = "safety_share" if isinstance(tuning.method, SftConfig) else tuning.method.name
+        raise ProtectionNeedsRows(
+            f"This model's provider protects fine-tuning with safety rows ({how}), which are no pairs of "
+            "answers and cannot be trained beside them. Use the method 'supervised'.",
+            param="method",
+        )
+    return DpoConfig() if asked.beta == "auto" else DpoConfig(beta=asked.beta)
 
 
 def _multiplier(asked: FinetuneHyperparameters, tuning: TuningProtection) -> float:

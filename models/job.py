@@ -33,6 +33,7 @@ from sqlalchemy import (
     Index,
     UniqueConstraint,
     select,
+    text,
     update,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -124,6 +125,17 @@ class Job(Base):
         Index("ix_jobs_created_at_id", "created_at", "id"),
         Index("ix_jobs_status_lease_expires_at", "status", "lease_expires_at"),
         Index("ix_jobs_replay", "project_id", "replay_key", unique=True),
+        # What a claim looks at (models.fair_queue), and what a month's use is summed over.
+        Index(
+            "ix_jobs_unfinished",
+            "project_id",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text("finished_at is null"),
+        ),
+        Index("ix_jobs_project_id_claimed_at", "project_id", "claimed_at"),
+        Index("ix_jobs_project_id_finished_at", "project_id", "finished_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftjob"))
@@ -165,6 +177,10 @@ class Job(Base):
     lost_leases: Mapped[int] = mapped_column(default=0)
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
+    #: When a worker last took the job.
+    claimed_at: Mapped[datetime | None]
+    #: Seconds for which workers held the job, over all attempts that are over.
+    gpu_seconds: Mapped[float] = mapped_column(default=0.0)
     #: When the doorbell was last rung; the sweeper rings again for jobs nobody took.
     rung_at: Mapped[datetime | None]
     review_expires_at: Mapped[datetime | None]
@@ -250,13 +266,24 @@ def move(job: Job, to: JobStatus, *, now: datetime | None = None) -> None:
     """
     if to not in ALLOWED_TRANSITIONS[JobStatus(job.status)]:
         raise IllegalTransition(f"A job that is {job.status} cannot become {to}.")
+    now = now or utc_now()
     job.status = to
     if to != JobStatus.RUNNING:
-        job.lease_owner = job.lease_expires_at = None
+        release_lease(job, now=now)
         job.estimated_finish = job.pause_requested_at = None
     if to in TERMINAL:
-        job.finished_at = now or utc_now()
+        job.finished_at = now
         job.review_expires_at = None
+
+
+def release_lease(job: Job, *, now: datetime | None = None) -> None:
+    """Let the worker go, and add the time that it had the job; a silent one's ends with its lease."""
+    if job.claimed_at is not None and job.lease_expires_at is not None:
+        end = min(now or utc_now(), job.lease_expires_at)
+        job.gpu_seconds = (job.gpu_seconds or 0.0) + max(
+            (end - job.claimed_at).total_seconds(), 0.0
+        )
+    job.lease_owner = job.lease_expires_at = None
 
 
 def append_event(
@@ -293,6 +320,7 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: int) -> L
             attempt=Job.attempt + 1,
             lease_owner=owner,
             lease_expires_at=now + timedelta(seconds=lease_seconds),
+            claimed_at=now,
         )
         .returning(Job.attempt)
         .execution_options(synchronize_session=False)

@@ -220,6 +220,18 @@ class SafeGradConfig(Frozen):
     )
 
 
+class DpoConfig(Frozen):
+    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290): pairs of answers instead of rows."""
+
+    name: Literal["dpo"] = "dpo"
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=2,
+        description="How strongly the model is held to the one it started from (paper: 0.1, 0.5 for summaries).",
+    )
+
+
 AlignmentMethod = Annotated[
     SftConfig | VaccineConfig | RepNoiseConfig | BoosterConfig | BoosterVaccineConfig | TiterConfig,
     Field(discriminator="name"),
@@ -234,4 +246,5 @@ Method = (
     | TiterConfig
     | LisaConfig
     | SafeGradConfig
+    | DpoConfig
 )

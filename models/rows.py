@@ -1,14 +1,21 @@
-"""A row of a data set: one JSON Lines line in, one conversation or one named fault out.
+"""A row of a data set: one JSON Lines line in, one conversation, one pair of answers or one named fault out.
 
 This is the only parser of rows. The upload route reads a file through it before anything is stored, and
 the worker reads the same file through it again before training. It knows nothing of tokenizers, so
 faults that depend on a base model (reserved tokens, length) are found in `worker.data`.
 
-Three shapes are accepted:
+Three shapes are conversations, for supervised fine-tuning:
 
 * chat: ``{"messages": [{"role", "content", "weight"?}, ...]}``, the last message by the assistant
 * completion: ``{"prompt", "completion"}``
 * instruction: ``{"instruction", "input"?, "output"}``
+
+One is a pair of answers to one prompt, for preference optimisation:
+
+* ``{"input": {"messages": [...]}, "preferred_output": [answer], "non_preferred_output": [answer]}``, or the
+  same with ``preferred_completion`` and ``non_preferred_completion``
+
+A file has rows of one kind.
 """
 
 from __future__ import annotations
@@ -29,7 +36,13 @@ MAX_LINES = 5_000_000
 MAX_MESSAGES = 256
 # Refused by name, because silently training on half of such a row would teach something else.
 UNSUPPORTED_MESSAGE_KEYS = ("tool_calls", "function_call", "tool_call_id")
+UNSUPPORTED_ROW_KEYS = ("tools", "functions")
 ROLE_OF = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# The two spellings of a pair's answers: the preferred one's key first.
+PAIR_KEYS = (
+    ("preferred_output", "non_preferred_output"),
+    ("preferred_completion", "non_preferred_completion"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,32 @@ class Conversation:
                 entry["weight"] = 0
             messages.append(entry)
         return {"messages": messages}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One row of preferences: two conversations that differ in their last answer, the only trained turn."""
+
+    preferred: Conversation
+    non_preferred: Conversation
+
+    @property
+    def line(self) -> int:
+        """Its number in the file, counted from 1."""
+        return self.preferred.line
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation as it should have gone."""
+        return self.preferred.messages
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """Every turn before the two answers."""
+        return self.preferred.prompt
+
+
+Row = Conversation | Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +158,7 @@ class _Fault(Exception):
         super().__init__(reason)
 
 
-def parse_line(line: bytes, number: int) -> Conversation | RowFault:
+def parse_line(line: bytes, number: int) -> Row | RowFault:
     """Read one line of JSON Lines.
 
     Args:
@@ -127,7 +166,8 @@ def parse_line(line: bytes, number: int) -> Conversation | RowFault:
         number: its number in the file, counted from 1.
     """
     try:
-        return Conversation(_messages(_decode(line, number)), line=number)
+        row = _decode(line, number)
+        return _pair(row, number) if _is_pair(row) else Conversation(_messages(row), line=number)
     except _Fault as fault:
         return RowFault(number, fault.reason, fault.field)
 
@@ -146,14 +186,26 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def parse_lines(lines: Iterable[bytes]) -> Iterator[Conversation | RowFault]:
-    """Read a whole file lazily. Blank lines are skipped; line numbers still count them."""
+def parse_lines(lines: Iterable[bytes], shape: type[Row] | None = None) -> Iterator[Row | RowFault]:
+    """Read a whole file lazily. Blank lines are skipped; line numbers still count them.
+
+    Args:
+        lines: the file.
+        shape: what its rows must be; none: what the first good one is. Rows of the other kind are faults.
+    """
+    is_asked = shape is not None
     for number, line in enumerate(lines, start=1):
         if number > MAX_LINES:
             yield RowFault(number, f"the file has more than {MAX_LINES:,} lines")
             return
-        if line.strip():
-            yield parse_line(line, number)
+        if not line.strip():
+            continue
+        row = parse_line(line, number)
+        if not isinstance(row, RowFault):
+            shape = shape or type(row)
+            if not isinstance(row, shape):
+                row = RowFault(number, _misplaced(row, is_asked=is_asked))
+        yield row
 
 
 def check_rows(lines: Iterable[bytes], *, param: str = "file") -> int:
@@ -173,13 +225,42 @@ def check_rows(lines: Iterable[bytes], *, param: str = "file") -> int:
     return count
 
 
+def check_first_row(lines: Iterable[bytes], shape: type[Row], *, param: str = "file") -> None:
+    """Look at the first row of a file that was checked when it came, so that one row speaks for all.
+
+    Raises:
+        InvalidRows: naming it, if it is not of this kind.
+    """
+    first = next(parse_lines(lines, shape), None)
+    if isinstance(first, RowFault):
+        raise InvalidRows([first], faulty_rows=1, param=param)
+
+
 def read_conversations(lines: Iterable[bytes], *, param: str = "file") -> list[Conversation]:
     """Read every row of a file, or raise `InvalidRows` naming every faulty line."""
-    rows = list(parse_lines(lines))
+    rows = read_data_set(lines, Conversation, param=param)
+    return [row for row in rows if isinstance(row, Conversation)]
+
+
+def read_data_set(lines: Iterable[bytes], shape: type[Row], *, param: str = "file") -> list[Row]:
+    """Read every row of a file of conversations or of pairs.
+
+    Raises:
+        InvalidRows: naming every line that is faulty or of the other kind.
+    """
+    rows = list(parse_lines(lines, shape))
     faults = [row for row in rows if isinstance(row, RowFault)]
     if faults:
         raise InvalidRows(faults, faulty_rows=len(faults), param=param)
-    return [row for row in rows if isinstance(row, Conversation)]
+    return [row for row in rows if not isinstance(row, RowFault)]
+
+
+def _misplaced(row: Row, *, is_asked: bool) -> str:
+    if isinstance(row, Pair):
+        found, right = "is a preference pair", "which is for the method 'dpo'"
+    else:
+        found, right = "is not a preference pair", "which the method 'dpo' needs"
+    return f"{found}, {right}" if is_asked else f"{found}, but the rows before it are otherwise"
 
 
 def _decode(line: bytes, number: int) -> dict[str, object]:
@@ -200,30 +281,96 @@ def _decode(line: bytes, number: int) -> dict[str, object]:
     return value
 
 
-def _messages(row: dict[str, object]) -> tuple[Message, ...]:
-    if "messages" in row:
-        return _chat(row["messages"])
-    if "prompt" in row or "completion" in row:
-        return _pair(_text(row, "prompt"), _text(row, "completion"))
-    if "instruction" in row or "output" in row:
-        instruction, context = _text(row, "instruction"), _optional_text(row, "input")
-        prompt = f"{instruction}\n\n{context}" if context else instruction
-        return _pair(prompt, _text(row, "output"))
-    raise _Fault(
-        'a row needs "messages", or "prompt" and "completion", or "instruction" and "output"'
+def _is_pair(row: dict[str, object]) -> bool:
+    named = any(key in row for keys in PAIR_KEYS for key in keys)
+    return named or ("instruction" not in row and isinstance(row.get("input"), dict))
+
+
+def _pair(row: dict[str, object], number: int) -> Pair:
+    preferred_key, other_key = _pair_keys(row)
+    prompt = _prompt(row)
+    preferred, other = (_answer(row, key) for key in (preferred_key, other_key))
+    if preferred.content.strip() == other.content.strip():
+        raise _Fault(f'is the same as "{preferred_key}"', other_key)
+    return Pair(
+        Conversation((*prompt, preferred), line=number),
+        Conversation((*prompt, other), line=number),
     )
 
 
-def _pair(prompt: str, answer: str) -> tuple[Message, ...]:
+def _pair_keys(row: dict[str, object]) -> tuple[str, str]:
+    first, second = ([key for key in keys if key in row] for keys in PAIR_KEYS)
+    if first and second:
+        raise _Fault(f'has both spellings, "{first[0]}" and "{second[0]}"; use one')
+    keys = PAIR_KEYS[1] if second else PAIR_KEYS[0]
+    for key in keys:
+        if key not in row:
+            raise _Fault("is missing", key)
+    return keys
+
+
+def _prompt(row: dict[str, object]) -> tuple[Message, ...]:
+    if "messages" in row:
+        raise _Fault('belongs into "input" in a preference pair', "messages")
+    given = row.get("input")
+    if not isinstance(given, dict):
+        raise _Fault('must be an object with "messages"', "input")
+    _refuse_tools(given, "input.")
+    prompt = _turns(given.get("messages"), "input.messages", MAX_MESSAGES - 1)
+    if prompt[-1].role == "assistant":
+        raise _Fault("the last message must not be by the assistant", "input.messages")
+    # Only the two answers are compared: whatever weight an earlier one has.
+    return tuple(Message(message.role, message.content) for message in prompt)
+
+
+def _answer(row: dict[str, object], key: str) -> Message:
+    value = row[key]
+    if not isinstance(value, list) or len(value) != 1:
+        raise _Fault("must be a list with exactly one message", key)
+    message = _message(value[0], f"{key}[0]")
+    if message.role != "assistant":
+        raise _Fault("must be assistant", f"{key}[0].role")
+    if not message.is_trained:
+        raise _Fault("must not be 0: this answer is what is learnt from", f"{key}[0].weight")
+    return message
+
+
+def _refuse_tools(row: dict[str, object], where: str = "") -> None:
+    for key in UNSUPPORTED_ROW_KEYS:
+        if row.get(key):
+            raise _Fault("tool and function calls are not supported", f"{where}{key}")
+
+
+def _messages(row: dict[str, object]) -> tuple[Message, ...]:
+    _refuse_tools(row)
+    if "messages" in row:
+        return _chat(row["messages"])
+    if "prompt" in row or "completion" in row:
+        return _exchange(_text(row, "prompt"), _text(row, "completion"))
+    if "instruction" in row or "output" in row:
+        instruction, context = _text(row, "instruction"), _optional_text(row, "input")
+        prompt = f"{instruction}\n\n{context}" if context else instruction
+        return _exchange(prompt, _text(row, "output"))
+    raise _Fault(
+        'a row needs "messages", or "prompt" and "completion", or "instruction" and "output", or "input", '
+        '"preferred_output" and "non_preferred_output"'
+    )
+
+
+def _exchange(prompt: str, answer: str) -> tuple[Message, ...]:
     return (Message("user", prompt), Message("assistant", answer, is_trained=True))
 
 
-def _chat(value: object) -> tuple[Message, ...]:
+def _turns(value: object, where: str, most: int = MAX_MESSAGES) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
-        raise _Fault("must be a list with at least one message", "messages")
-    if len(value) > MAX_MESSAGES:
-        raise _Fault(f"has more than {MAX_MESSAGES} messages", "messages")
-    messages = tuple(_message(entry, f"messages[{i}]") for i, entry in enumerate(value))
+        raise _Fault("must be a list with at least one message", where)
+    if len(value) > most:
+        raise _Fault(f"has more than {most} messages", where)
+    return tuple(_message(entry, f"{where}[{i}]") for i, entry in enumerate(value))
+
+
+def _chat(value: object) -> tuple[Message, ...]:
+    messages = _turns(value, "messages")
     if messages[-1].role != "assistant":
         raise _Fault("the last message must be by the assistant", "messages")
     if len(messages) == 1:

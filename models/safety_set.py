@@ -37,7 +37,7 @@ from models.frozen import Frozen
 from models.hyperparameters import Balance
 from models.judges import JudgeSpec
 from models.near_duplicates import Likeness, PromptIndex, prompt_key
-from models.rows import Conversation, InvalidRows, read_conversations
+from models.rows import Conversation, InvalidRows, Row, read_conversations
 from models.tuning import TuningProtection
 
 HEADER = "safety.json"
@@ -228,7 +228,7 @@ class SafetySet:
                 raise InvalidSafetySet(HARMFUL, reason, row.line or number)
         return [by_prompt[row.prompt] for row in rows]
 
-    def overlap(self, rows: Iterable[Conversation]) -> Overlap:
+    def overlap(self, rows: Iterable[Row]) -> Overlap:
         """Find the rows of another data set that ask what a test prompt asks."""
         return overlap(PromptIndex(prompt for _, prompt in self._tests()), rows)
 

@@ -11,12 +11,15 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.project import Quotas
 
 PREFIX = "TITER_"
 # Read by the command line alone: where the service is, and who is asking.
 CLIENT_VARIABLES = frozenset({"TITER_URL", "TITER_API_KEY", "TITER_STATE"})
+MIN_KEY_CHARACTERS = 32
 
 
 def _named(name: str) -> AliasChoices:
@@ -51,12 +54,26 @@ class Settings(BaseSettings):
     # Where the inference server listens; empty: the host of its address (set 0.0.0.0 in a container).
     serving_host: str = ""
     serving_token: SecretStr = SecretStr("")
+    # The model whose safety set's judge answers /v1/moderations; empty: the only base that there is.
+    moderation_model: str = Field("", max_length=256)
+    # Where the judges run, if not at the inference server: a built-in one beside vLLM, which has none.
+    moderation_url: str = Field("", max_length=1000, pattern=r"^(https?://.+)?$")
     # Signs the dashboard's session cookies; empty: made anew at every start, so sign-ins end with it.
     session_secret: SecretStr = SecretStr("")
     # Set it where the service is reached over HTTPS, so that cookies never travel in the clear.
     https_only: bool = False
 
+    # Seals the secrets that webhooks are signed with; empty: there are no webhooks. Changed: every endpoint's
+    # secret must be rotated.
+    webhook_key: SecretStr = SecretStr("")
+    # Lets webhooks go over plain HTTP and to private addresses. For development alone.
+    webhook_allow_private: bool = False
+    # Streams of job events that one api process keeps open at once.
+    max_event_streams: int = Field(200, ge=1, le=10_000)
+
     max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
+    # A file that comes in parts. A worker reads a whole data set into memory.
+    max_upload_bytes: int = Field(2 * 1024 * 1024 * 1024, ge=1)
     max_request_bytes: int = Field(2 * 1024 * 1024, ge=1)
 
     # A worker that says nothing for this long has lost its job; it speaks four times as often.
@@ -66,6 +83,15 @@ class Settings(BaseSettings):
     # Longer than the longest job: Celery's redelivery is only a second doorbell.
     visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
 
+    # What a project may use that has no limit of its own; 0 is no limit. (`models.project.Quotas`)
+    quota_jobs_running: int = Field(0, ge=0)
+    quota_jobs_queued: int = Field(1_000, ge=0)
+    quota_bytes_stored: int = Field(0, ge=0)
+    quota_training_tokens_month: int = Field(0, ge=0)
+    quota_gpu_seconds_month: int = Field(0, ge=0)
+    # Requests a minute, of one key and of all keys of a project; 0 is no limit.
+    key_requests_per_minute: int = Field(1_200, ge=0, le=1_000_000)
+    project_requests_per_minute: int = Field(6_000, ge=0, le=1_000_000)
     # Trackers that customers may have their curves sent to; empty: that one is not configured.
     wandb_api_key: SecretStr = SecretStr("")
     wandb_base_url: str = "https://api.wandb.ai"
@@ -77,6 +103,24 @@ class Settings(BaseSettings):
 
     log_json: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def quotas(self) -> Quotas:
+        """The limits of a project that has none of its own."""
+        return Quotas(
+            jobs_running=self.quota_jobs_running,
+            jobs_queued=self.quota_jobs_queued,
+            bytes_stored=self.quota_bytes_stored,
+            training_tokens_month=self.quota_training_tokens_month,
+            gpu_seconds_month=self.quota_gpu_seconds_month,
+        )
+
+    @field_validator("webhook_key")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr) -> SecretStr:
+        if value and len(value.get_secret_value()) < MIN_KEY_CHARACTERS:
+            raise ValueError(f"must have at least {MIN_KEY_CHARACTERS} characters")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
@@ -24,6 +26,9 @@ from models.rows import split_lines
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 1024 * 1024
+# What `writing` holds in memory: a part that fills, and one that is on its way. Buckets take no smaller ones.
+WRITTEN_PART_BYTES = 5 * 1024 * 1024
+WRITTEN_AT_ONCE = 1
 
 
 class StorageMissing(NotFound):
@@ -72,6 +77,31 @@ class Storage:
         """Write one object; readers see the old bytes or the new ones, never a part."""
         obstore.put(self.store, key, content)
 
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Callable[[bytes], int]]:
+        """Lend a function that appends to a new object, in constant memory.
+
+        The object is there once the block ends; when it ends by an exception, nothing is.
+        """
+        with obstore.open_writer(
+            self.store,
+            key,
+            buffer_size=WRITTEN_PART_BYTES,
+            max_concurrency=WRITTEN_AT_ONCE,
+        ) as writer:
+            yield writer.write
+
+    def move(self, key: str, to: str) -> None:
+        """Give an object another key; what was there before is replaced at once.
+
+        Raises:
+            StorageMissing: there is no such object.
+        """
+        try:
+            obstore.rename(self.store, key, to)
+        except (ObjectNotFound, FileNotFoundError) as error:
+            raise StorageMissing from error
+
     def get(self, key: str) -> bytes:
         """Read one object whole.
 
@@ -117,6 +147,29 @@ class Storage:
             obstore.delete(self.store, key)
         except (ObjectNotFound, FileNotFoundError):
             return
+
+    def delete_older(self, prefix: str, than: datetime) -> int:
+        """Remove objects, and pieces of objects never finished, that nobody wrote to since; count them.
+
+        Unfinished pieces in a bucket are not seen: its own life-cycle rule for multipart uploads ends them.
+        """
+        _check_prefix(prefix)
+        removed = 0
+        if self.root is None:
+            for batch in obstore.list(self.store, prefix):
+                for entry in batch:
+                    if entry["last_modified"] < than:
+                        self.delete(entry["path"])
+                        removed += 1
+            return removed
+        for path in (self.root / prefix).rglob("*"):
+            try:
+                if path.is_file() and path.stat().st_mtime < than.timestamp():
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue
+        return removed
 
     def put_folder(self, prefix: str, folder: Path) -> str:
         """Store every file of a folder, then its manifest; give the manifest's hash.

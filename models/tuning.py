@@ -108,6 +108,11 @@ class TuningProtection(Frozen):
         """Whether the tuned adapter may be changed after training."""
         return self.repair is not None or self.scales != WHOLE
 
+    @property
+    def trains_safety_rows(self) -> bool:
+        """Whether the provider's own rows are trained beside the customer's: none of them is a pair."""
+        return self.safety_share > 0 or not isinstance(self.method, SftConfig)
+
     def safety_rows(self, rows: int) -> int:
         """Give how many alignment rows are added to a customer's."""
         return max(1, round(rows * self.safety_share)) if self.safety_share else 0

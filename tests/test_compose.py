@@ -20,7 +20,13 @@ GPU: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("migrate", "api", "sweeper", "worker", "serving")
 DOCKERFILES = {path.name: path.read_text() for path in (ROOT / "docker").glob("*.Dockerfile")}
-SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "TITER_SERVING_TOKEN", "TITER_SESSION_SECRET")
+SECRETS = (
+    "POSTGRES_PASSWORD",
+    "REDIS_PASSWORD",
+    "TITER_SERVING_TOKEN",
+    "TITER_SESSION_SECRET",
+    "TITER_WEBHOOK_KEY",
+)
 
 
 def command_of(name: str) -> list[str]:
@@ -138,7 +144,13 @@ class TestSettings:
 
         assert holders("TITER_SESSION_SECRET") == {"api"}
         assert holders("TITER_SERVING_TOKEN") == {"api", "serving"}
+        assert holders("TITER_WEBHOOK_KEY") == {"api", "sweeper"}
         assert holders("REDIS_URL") == {"api", "sweeper", "worker"}
+
+    def test_who_reads_or_deletes_what_is_stored_can_reach_it(self) -> None:
+        for name in set(OURS) - {"migrate"}:
+            assert "STORAGE_URL" in SERVICES[name]["environment"]
+            assert any(v.startswith("storage:") for v in SERVICES[name]["volumes"])
 
 
 class TestGpu:

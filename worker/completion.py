@@ -1,40 +1,40 @@
-"""One answer at a time from one resident base and one adapter on it, piece by piece.
+"""Answers from one resident base and one adapter on it, piece by piece.
 
-A lock guards the model: the built-in server is for small models, where waiting in line is cheaper than
+Small models are what the built-in server is for: waiting in line (`worker.turns`) is cheaper there than
 holding several copies. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty
 from typing import cast
 
+import structlog
 import torch
 from peft import PeftModel
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
-    StoppingCriteria,
     StoppingCriteriaList,
-    TextIteratorStreamer,
 )
 
-from models.errors import DomainError
+from models.errors import DomainError, Unavailable
 from models.model_version import ModelVersion
 from models.rows import Message
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, ResidentBase
+from worker.decoding import Draw, Sampling, Watch
 from worker.generation import answering, encode_prompt, stop_ids
+from worker.transcript import Piece, Transcript
 from worker.work import root_folder
 
+log = structlog.get_logger(__name__)
+
 DEFAULT_NEW_TOKENS = 512
-# No token takes this long; a generation thread that died without a word must not hang its reader.
-TOKEN_TIMEOUT_SECONDS = 120.0
 
 
 class PromptTooLong(DomainError):
@@ -43,20 +43,59 @@ class PromptTooLong(DomainError):
     code = "context_length_exceeded"
 
 
+class ModelUnavailable(Unavailable):
+    """The model cannot be loaded at the moment. Try again, or tell the operator."""
+
+    code = "model_unavailable"
+
+
+class UnknownToken(DomainError):
+    """`logit_bias` names a token that the model does not have."""
+
+    code = "unknown_token"
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a model is asked for. `max_new_tokens` None: as many as fit, within a default."""
 
     messages: tuple[Message, ...]
-    temperature: float = 0.0
-    top_p: float = 1.0
+    sampling: Sampling = field(default_factory=Sampling)
+    choices: int = 1
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    seed: int | None = None
+    #: How many rivals are told beside each token; None: no log probabilities at all.
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The request is one that can be carried out; pieces follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """More of one choice's text."""
+
+    choice: int
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Every choice has ended, or the reader has left."""
+
+    #: `stop` or `length`, choice by choice; fewer if the reader left.
+    reasons: tuple[str, ...]
+    prompt_tokens: int
+    new_tokens: int
+
+
+Event = Begun | Said | Finished
 
 
 class Speaker:
-    """Keeps the last used base and adapter in memory and lends them to one completion at a time."""
+    """Keeps the last used base and adapter in memory. One thread at a time may use it."""
 
     def __init__(self, storage: Storage, cache: Path) -> None:
         """Remember where adapters are; nothing is loaded yet."""
@@ -64,33 +103,49 @@ class Speaker:
         self._cache = cache
         self._bases = ResidentBase()
         self._adapted: tuple[str, PeftModel] | None = None
-        self._lock = threading.Lock()
 
-    def prepare(self, version: ModelVersion, root: ModelVersion, asked: Asked) -> Completion:
-        """Check that the prompt fits, and give the completion, not yet begun.
+    def answer(
+        self,
+        version: ModelVersion,
+        root: ModelVersion,
+        asked: Asked,
+        tell: Callable[[Event], None],
+        is_unwanted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Answer a request from its first event to its last.
+
+        Args:
+            version: the model that is asked.
+            root: the weights below it.
+            asked: what it is asked for.
+            tell: is given the events: `Begun`, what is said, `Finished`.
+            is_unwanted: whether the reader has gone; asked before each token.
 
         Raises:
-            PromptTooLong: it does not fit.
-            BaseUnavailable: the base cannot be loaded here.
+            PromptTooLong: the prompt does not fit, with what is to follow it.
+            UnknownToken: a biased token is none of the model's.
+            ModelUnavailable: its files cannot be loaded here.
         """
-        with self._lock:
-            base = self._base(root)
+        if is_unwanted():
+            return
+        try:
+            base, model = self._lend(version, root)
+        except DomainError as error:
+            # Whatever is missing, it is not the caller's doing, as those errors would say.
+            log.warning("model_unavailable", code=error.code)
+            raise ModelUnavailable from error
         prompt = encode_prompt(base.tokenizer, asked.messages)
-        room = base.context_length - len(prompt)
-        if room < 1 or (asked.max_new_tokens or 0) > room:
-            raise PromptTooLong(
-                f"The model reads {base.context_length} tokens; the prompt has {len(prompt)} and "
-                f"{asked.max_new_tokens or 1} more are asked for.",
-                param="messages",
-            )
-        limit = asked.max_new_tokens or min(room, DEFAULT_NEW_TOKENS)
-        return Completion(self, version, root, asked, prompt, limit)
+        limit = _limit(base, len(prompt), asked)
+        _check_tokens(base, asked)
+        tell(Begun())
+        tell(_generate(base, model, asked, prompt, limit, tell, is_unwanted))
 
-    def lend(self, version: ModelVersion, root: ModelVersion) -> tuple[LoadedBase, PreTrainedModel]:
-        """Give base and model; the caller holds `lock`."""
-        base = self._base(root)
-        if self._adapted is not None and self._adapted[0] != version.id:
+    def _lend(
+        self, version: ModelVersion, root: ModelVersion
+    ) -> tuple[LoadedBase, PreTrainedModel]:
+        if not self._bases.holds(root.id) or (self._adapted and self._adapted[0] != version.id):
             self._take_off()
+        base = self._bases.get(root.id, lambda: root_folder(root, self._storage, self._cache))
         if not version.is_adapter:
             return base, base.model
         if self._adapted is None:
@@ -98,155 +153,67 @@ class Speaker:
             self._adapted = (version.id, lora.load(base.model, folder, trainable=False))
         return base, cast(PreTrainedModel, self._adapted[1])
 
-    @property
-    def lock(self) -> threading.Lock:
-        """Held while a completion uses the model."""
-        return self._lock
-
-    def _base(self, root: ModelVersion) -> LoadedBase:
-        if not self._bases.holds(root.id):
-            self._take_off()
-        return self._bases.get(root.id, lambda: root_folder(root, self._storage, self._cache))
-
     def _take_off(self) -> None:
         if self._adapted is not None:
             lora.detach(self._adapted[1])
             self._adapted = None
 
 
-class Completion:
-    """One answer. `finish_reason` and `usage` are known once `pieces` has ended."""
-
-    def __init__(
-        self,
-        speaker: Speaker,
-        version: ModelVersion,
-        root: ModelVersion,
-        asked: Asked,
-        prompt: list[int],
-        limit: int,
-    ) -> None:
-        """Bind the parts; the model is touched by `pieces` alone."""
-        self._speaker = speaker
-        self._version, self._root = version, root
-        self._asked, self._prompt, self._limit = asked, prompt, limit
-        self._new_tokens = 0
-        self._is_cut = False
-        self.finish_reason = "stop"
-
-    def usage(self) -> dict[str, int]:
-        """Count tokens, as OpenAI's `usage` does."""
-        return {
-            "prompt_tokens": len(self._prompt),
-            "completion_tokens": self._new_tokens,
-            "total_tokens": len(self._prompt) + self._new_tokens,
-        }
-
-    def pieces(self) -> Iterator[str]:
-        """Generate, giving text as it comes; ends early at a stop word or when the reader leaves."""
-        with self._speaker.lock:
-            base, model = self._speaker.lend(self._version, self._root)
-            streamer = TextIteratorStreamer(
-                base.tokenizer,
-                skip_prompt=True,
-                timeout=TOKEN_TIMEOUT_SECONDS,
-                skip_special_tokens=True,
-            )
-            halt = _Halt()
-            failure: list[BaseException] = []
-            thread = threading.Thread(
-                target=self._generate, args=(base, model, streamer, halt, failure), daemon=True
-            )
-            thread.start()
-            try:
-                yield from self._until_stop(streamer, halt)
-            except Empty as error:
-                raise RuntimeError("generation stalled") from error
-            finally:
-                halt.set()
-                thread.join()
-            if failure:
-                raise failure[0]
-            if self._is_cut:
-                self.finish_reason = "stop"
-
-    def _until_stop(self, streamer: TextIteratorStreamer, halt: _Halt) -> Iterator[str]:
-        # A stop word may come in parts, so as much text as could begin one is held back.
-        text, told = "", 0
-        held = max((len(word) for word in self._asked.stop), default=1) - 1
-        for piece in streamer:
-            text += str(piece)
-            at = min((i for w in self._asked.stop if (i := text.find(w)) >= 0), default=-1)
-            if at >= 0:
-                self._is_cut = True
-                halt.set()
-                yield text[told:at]
-                return
-            safe = max(told, len(text) - held)
-            if safe > told:
-                yield text[told:safe]
-                told = safe
-        if told < len(text):
-            yield text[told:]
-
-    def _generate(
-        self,
-        base: LoadedBase,
-        model: PreTrainedModel,
-        streamer: TextIteratorStreamer,
-        halt: _Halt,
-        failure: list[BaseException],
-    ) -> None:
-        try:
-            with torch.random.fork_rng(enabled=self._asked.seed is not None):
-                if self._asked.seed is not None:
-                    torch.manual_seed(self._asked.seed)
-                self._run(base, model, streamer, halt)
-        except BaseException as error:
-            failure.append(error)
-            streamer.end()
-
-    def _run(
-        self, base: LoadedBase, model: PreTrainedModel, streamer: TextIteratorStreamer, halt: _Halt
-    ) -> None:
-        stops = stop_ids(base.model, base.tokenizer)
-        drawing = (
-            {
-                "do_sample": True,
-                "temperature": self._asked.temperature,
-                "top_p": self._asked.top_p,
-                "top_k": 0,
-            }
-            if self._asked.temperature > 0
-            else {"do_sample": False}
+def _limit(base: LoadedBase, prompt_tokens: int, asked: Asked) -> int:
+    room = base.context_length - prompt_tokens
+    if room < 1 or (asked.max_new_tokens or 0) > room:
+        raise PromptTooLong(
+            f"The model reads {base.context_length} tokens; the prompt has {prompt_tokens} and "
+            f"{asked.max_new_tokens or 1} more are asked for.",
+            param="messages",
         )
-        ids = torch.tensor([self._prompt], device=base.model.device)
-        config = GenerationConfig(
-            max_new_tokens=self._limit, eos_token_id=stops, pad_token_id=base.pad_id, **drawing
-        )
-        generate = cast(Callable[..., torch.Tensor], model.generate)
-        # As in every evaluation: what the model's folder wishes of decoding is set aside.
-        with torch.no_grad(), answering(model, config):
-            output = generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=config,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([halt]),
+    return asked.max_new_tokens or min(room, DEFAULT_NEW_TOKENS)
+
+
+def _check_tokens(base: LoadedBase, asked: Asked) -> None:
+    size = cast(torch.nn.Embedding, base.model.get_input_embeddings()).num_embeddings
+    for token, _ in asked.sampling.logit_bias:
+        if not 0 <= token < size:
+            raise UnknownToken(
+                f"logit_bias names the token {token}; the model has those from 0 to {size - 1}.",
+                param="logit_bias",
             )
-        new = output[0, len(self._prompt) :].tolist()
-        self._new_tokens = len(new)
-        self.finish_reason = "stop" if new and new[-1] in stops else "length"
 
 
-class _Halt(StoppingCriteria):
-    """Ends a generation from another thread."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    def __call__(self, input_ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+def _generate(
+    base: LoadedBase,
+    model: PreTrainedModel,
+    asked: Asked,
+    prompt: list[int],
+    limit: int,
+    tell: Callable[[Event], None],
+    is_unwanted: Callable[[], bool],
+) -> Finished:
+    stops = stop_ids(base.model, base.tokenizer)
+    draw = Draw(asked.sampling, len(prompt), keeps_logprobs=asked.top_logprobs is not None)
+    watch = Watch(
+        base.tokenizer,
+        draw,
+        [Transcript(base.tokenizer, asked.stop) for _ in range(asked.choices)],
+        stops=stops,
+        limit=limit,
+        top_logprobs=asked.top_logprobs or 0,
+        tell=lambda choice, piece: tell(Said(choice, piece)),
+        is_unwanted=is_unwanted,
+    )
+    ids = torch.tensor([prompt] * asked.choices, device=base.model.device)  # (B, T)
+    config = GenerationConfig(
+        max_new_tokens=limit, eos_token_id=stops, pad_token_id=base.pad_id, do_sample=False
+    )
+    generate = cast(Callable[..., torch.Tensor], model.generate)
+    # As in every evaluation: what the model's folder wishes of decoding is set aside.
+    with torch.no_grad(), answering(model, config):
+        generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([draw]),
+            stopping_criteria=StoppingCriteriaList([watch]),
+        )
+    reasons = tuple(reason for _, reason in sorted(watch.finish_reasons.items()))
+    return Finished(reasons, len(prompt), watch.new_tokens)

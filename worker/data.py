@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from models.rows import MAX_FAULTS, Conversation, InvalidRows, RowFault
+from models.rows import MAX_FAULTS, PAIR_KEYS, Conversation, InvalidRows, Pair, Row, RowFault
 
 IGNORED = -100  # the label that `cross_entropy` skips
 
@@ -39,11 +39,20 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """A data set as tokens: one example for each conversation, or two for each pair, in the rows' order."""
+
+    examples: list[Example]
+    non_preferred: list[Example]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Rows as integer tensors, padded on the right to one length, (B, T), or packed end to end, (1, T).
 
     Right padding, so that positions need no correction: a causal model's real tokens never see the pads.
     In a packed batch `position_ids` begin anew with each row, by which the model tells the rows apart.
+    `numbers` are the rows' places in their data set, where somebody drew them from one.
     """
 
     input_ids: torch.Tensor
@@ -51,6 +60,7 @@ class Batch:
     labels: torch.Tensor
     trained_tokens: int
     position_ids: torch.Tensor | None = None
+    numbers: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -58,6 +68,15 @@ class Batch:
         if self.position_ids is not None:
             return int((self.position_ids == 0).sum())
         return self.input_ids.shape[0]
+
+    @property
+    def trained_tokens_of_rows(self) -> list[int]:
+        """How many tokens of each row the loss counts."""
+        counted = self.labels != IGNORED
+        if self.position_ids is None:
+            return counted[:, 1:].sum(1).tolist()
+        of_row = (self.position_ids[0] == 0).cumsum(0) - 1
+        return torch.bincount(of_row[counted[0]], minlength=self.rows).tolist()
 
     @property
     def model_inputs(self) -> dict[str, torch.Tensor]:
@@ -242,8 +261,79 @@ def encode_rows(
     return examples
 
 
+def encode_pairs(
+    rows: Iterable[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    param: str = "training_file",
+) -> Encoded:
+    """Encode both answers of every pair.
+
+    Raises:
+        InvalidRows: naming every pair that this base model cannot be trained on, or whose answers are the
+            same tokens after the cut.
+    """
+    encoder = RowEncoder(tokenizer, max_length)
+    encoded = Encoded([], [])
+    faults: list[RowFault] = []
+    faulty = 0
+    for pair in rows:
+        both = _encode_pair(pair, encoder)
+        if isinstance(both, RowFault):
+            faulty += 1
+            if len(faults) < MAX_FAULTS:
+                faults.append(both)
+            continue
+        encoded.examples.append(both[0])
+        encoded.non_preferred.append(both[1])
+    if faulty:
+        raise InvalidRows(faults, faulty_rows=faulty, param=param)
+    return encoded
+
+
+def _encode_pair(pair: Pair, encoder: RowEncoder) -> tuple[Example, Example] | RowFault:
+    sides = []
+    for conversation, key in zip((pair.preferred, pair.non_preferred), PAIR_KEYS[0], strict=True):
+        example = encoder.encode(conversation)
+        if isinstance(example, RowFault):
+            return _as_in_pair(example, pair, key)
+        sides.append(example)
+    preferred, other = sides
+    if preferred.input_ids == other.input_ids:
+        # Both gradients would cancel: a row that teaches nothing.
+        reason = f"both answers have the same {len(preferred.input_ids)} tokens, where rows are cut"
+        return RowFault(pair.line, reason)
+    return preferred, other
+
+
+def _as_in_pair(fault: RowFault, pair: Pair, key: str) -> RowFault:
+    """Say where a fault of the joined conversation is in the row as it was sent."""
+    answer = f"messages[{len(pair.prompt)}]"
+    if fault.field is None:
+        return replace(fault, field=key)
+    if fault.field.startswith(answer):
+        return replace(fault, field=f"{key}[0]{fault.field.removeprefix(answer)}")
+    return replace(fault, field=f"input.{fault.field}")
+
+
+def encode_data_set(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    param: str = "training_file",
+) -> Encoded:
+    """Encode a data set of either kind; see `encode_rows` and `encode_pairs`."""
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    if pairs:
+        return encode_pairs(pairs, tokenizer, max_length, param=param)
+    conversations = [row for row in rows if isinstance(row, Conversation)]
+    return Encoded(encode_rows(conversations, tokenizer, max_length, param=param), [])
+
+
 def check_prompts(
-    rows: Iterable[Conversation],
+    rows: Iterable[Row],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.evaluation import PerplexityDrift
-from models.rows import MAX_FAULTS, InvalidRows, RowFault, parse_line
+from models.rows import MAX_FAULTS, InvalidRows, Pair, RowFault, parse_line
 from worker.data import IGNORED, Example, RowEncoder, collate
 from worker.task_rows import UnreadableFile, read_lines
 
@@ -155,6 +155,8 @@ def _read_row(
         text = None  # not an object: the parser of rows says what is wrong
     if text is None:
         row = parse_line(line, number)
+        if isinstance(row, Pair):
+            return RowFault(number, "is a preference pair: it is not one text")
         return row if isinstance(row, RowFault) else encoder.encode(row)
     if not isinstance(text, str):
         return RowFault(number, "must be a string", "text")

@@ -24,7 +24,7 @@ from models.job import Job, LeaseLost, append_event
 from models.job_checkpoint import KEPT_BEFORE_LAST, JobCheckpoint, checkpoint_name
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import current_policy, decide
-from models.rows import Conversation
+from models.rows import Row
 from models.storage import StorageMissing
 from models.tuning import AppliedProtection
 from worker import lora
@@ -146,7 +146,7 @@ class EpochCheckpoints:
 def evaluate_checkpoints(
     job: LeasedJob,
     work: Work,
-    validation: list[Conversation],
+    validation: list[Row],
     shop: Workshop,
     warnings: Sequence[EvaluationWarning],
     told: set[str],

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
 from models.job import JobKind, Stage
 from models.model_version import ModelVersion
-from models.rows import Conversation
+from models.rows import Row
 from worker.base_models import LoadedBase
 from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
@@ -37,7 +37,7 @@ def measure(
     job: LeasedJob,
     work: Work,
     version: ModelVersion,
-    validation: list[Conversation],
+    validation: list[Row],
     shop: Workshop,
     warnings: Sequence[EvaluationWarning] = (),
     told: set[str] | None = None,
@@ -104,7 +104,7 @@ def _report(
     work: Work,
     base: LoadedBase,
     model: PreTrainedModel,
-    validation: Sequence[Conversation] = (),
+    validation: Sequence[Row] = (),
     warnings: Sequence[EvaluationWarning] = (),
 ) -> EvaluationReport:
     return make_report(

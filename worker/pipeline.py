@@ -34,9 +34,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.errors import DomainError
 from models.evaluation import EvaluationWarning
+from models.fair_queue import claim_next
 from models.job import (
     Job,
     JobKind,
+    Lease,
     LeaseLost,
     PauseRequested,
     Stage,
@@ -47,13 +49,13 @@ from models.job import (
 )
 from models.methods import LisaConfig, RepNoiseConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
-from models.rows import Conversation
+from models.rows import Pair, Row
 from models.safety_set import balanced
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.certify.job import certify
-from worker.data import Example, check_prompts, encode_rows
+from worker.data import Encoded, Example, check_prompts, encode_data_set, encode_rows
 from worker.epoch_checkpoints import EpochCheckpoints, evaluate_checkpoints
 from worker.leased_job import LeasedJob
 from worker.measure import measure
@@ -77,19 +79,40 @@ MIN_CHECKPOINT_STEPS = 25
 
 
 def run(job_id: str, shop: Workshop) -> None:
-    """Claim the job and carry it as far as it goes. Never raises for what a job can do wrong."""
+    """Claim this job and carry it as far as it goes. Never raises for what a job can do wrong."""
     with shop.sessions.begin() as session:
         lease = claim(session, job_id, owner=shop.owner, lease_seconds=shop.lease_seconds)
+    _run(lease, shop)
+
+
+def run_next(shop: Workshop) -> None:
+    """Claim the job whose turn it is among those that wait, and carry it as far as it goes."""
+    with shop.sessions.begin() as session:
+        lease = claim_next(
+            session,
+            owner=shop.owner,
+            lease_seconds=shop.lease_seconds,
+            jobs_running=shop.jobs_running,
+        )
+    _run(lease, shop)
+
+
+def _run(lease: Lease | None, shop: Workshop) -> None:
     if lease is None:
         log.info("job_not_claimable")
         return
-    log.info("job_claimed", attempt=lease.attempt)
+    with structlog.contextvars.bound_contextvars(job_id=lease.job_id):
+        log.info("job_claimed", attempt=lease.attempt)
+        _carry_leased(lease, shop)
+
+
+def _carry_leased(lease: Lease, shop: Workshop) -> None:
     with LeasedJob(shop.sessions, lease, lease_seconds=shop.lease_seconds) as job:
         try:
             _carry(job, shop)
         except LeaseLost:
             log.info("lease_lost", attempt=lease.attempt)
-            _forget_if_over(job_id, shop)
+            _forget_if_over(lease.job_id, shop)
         except PauseRequested:
             log.info("job_pausing", attempt=lease.attempt)
             _park(job, shop)
@@ -129,7 +152,7 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
         return
     work = read_work(job.id, shop)
     training = _training_rows(work, shop.storage)
-    validation = read_rows(work.validation_file, shop.storage, "validation_file")
+    validation = read_rows(work.validation_file, shop.storage, "validation_file", work.row_shape)
     known = _known_warnings(work, training)
     version = _made_version(work, shop)
     if version is None:
@@ -161,7 +184,7 @@ def _made_version(work: Work, shop: Workshop) -> ModelVersion | None:
         return version if version is not None and version.job_id == work.job_id else None
 
 
-def _known_warnings(work: Work, training: list[Conversation]) -> list[EvaluationWarning]:
+def _known_warnings(work: Work, training: list[Row]) -> list[EvaluationWarning]:
     """Say before anything is trained what will make the scores mean less."""
     # The safety set's own rows were compared when it was loaded.
     if work.kind == JobKind.ALIGN:
@@ -173,32 +196,32 @@ def _known_warnings(work: Work, training: list[Conversation]) -> list[Evaluation
 def _make_version(
     job: LeasedJob,
     work: Work,
-    training: list[Conversation],
-    validation: list[Conversation],
+    training: list[Row],
+    validation: list[Row],
     shop: Workshop,
 ) -> ModelVersion:
     # Rows are tokenized before the base is loaded: a faulty row must cost no GPU time.
     tokenizer = load_tokenizer(shop.folder(work.root))
     limit = work.recipe.train.max_length
     added = safety_rows(work, len(training))
-    examples = encode_rows(training, tokenizer, limit)
-    examples += encode_rows(added, tokenizer, limit, param="safety_set")
+    encoded = encode_data_set(training, tokenizer, limit)
+    encoded.examples.extend(encode_rows(added, tokenizer, limit, param="safety_set"))
     simulated = _simulated(work, tokenizer)
-    checked = encode_rows(validation, tokenizer, limit, param="validation_file")
+    checked = encode_data_set(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
+    # Pairs have a loss of their own kind, which the evaluation measures.
+    watched = [] if checked.non_preferred else checked.examples
     base = shop.base(work.root)
     with to_train(base, work, shop) as model, tracked(job, work, shop) as send:
-        result = _train(
-            job, work, base, model, examples, checked, len(added), simulated, send, shop
-        )
+        result = _train(job, work, base, model, encoded, watched, len(added), simulated, send, shop)
         return _store(job, work, base, model, result, len(added), shop)
 
 
-def _training_rows(work: Work, storage: Storage) -> list[Conversation]:
+def _training_rows(work: Work, storage: Storage) -> list[Row]:
     if work.kind == JobKind.ALIGN:
         return list(work.safety.alignment)
-    return read_rows(work.training_file, storage, "training_file")
+    return read_rows(work.training_file, storage, "training_file", work.row_shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +250,7 @@ def _train(
     work: Work,
     base: LoadedBase,
     model: PreTrainedModel | PeftModel,
-    examples: list[Example],
+    encoded: Encoded,
     validation: list[Example],
     added: int,
     simulated: _Simulated,
@@ -235,7 +258,10 @@ def _train(
     shop: Workshop,
 ) -> TrainResult:
     recipe = work.recipe
-    rows = f"{len(examples) - added} rows" + (f" and {added} safety rows" if added else "")
+    noun = "pairs" if work.row_shape is Pair else "rows"
+    rows = f"{len(encoded.examples) - added} {noun}" + (
+        f" and {added} safety rows" if added else ""
+    )
     job.enter(Stage.TRAIN, f"Training on {rows}, {recipe.train.steps} steps.")
     limit = recipe.train.max_length
     safety = work.safety.alignment if isinstance(recipe.method, LisaConfig | SafeGradConfig) else ()
@@ -262,12 +288,13 @@ def _train(
     result = train(
         model,
         rule_for(recipe.method),
-        examples,
+        encoded.examples,
         recipe.train,
         pad_id=base.pad_id,
         harmful=simulated.harmful,
         refusals=simulated.refusals,
         safety=encode_rows(safety, base.tokenizer, limit, param="safety_set"),
+        non_preferred=encoded.non_preferred,
         canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
         canary_every=recipe.canary_every,
         canary_stop=recipe.tuning.canary_stop,

@@ -24,6 +24,7 @@ from models.model_version import Gate, ModelVersion
 from models.policy import Verdict, current_policy, decide
 from models.rows import Conversation
 from models.tuning import WHOLE, AppliedProtection
+from models.webhook import WebhookEventType, publish
 from worker.leased_job import LeasedJob
 from worker.reshape import Bench, Candidate
 from worker.row_order import rows_of_step
@@ -82,6 +83,9 @@ def tell_fall(session: Session, job: Job, recipe: Recipe, result: TrainResult) -
         level="warn",
         data={"stage": Stage.TRAIN, "canary_before": before, "canary_loss": after},
     )
+    facts = {"id": job.id, "model": job.result_model_id, "step": result.steps}
+    losses = {"canary_before": before, "canary_loss": after}
+    publish(session, job.project_id, WebhookEventType.CANARY_ALARM, {**facts, **losses})
 
 
 def settle(

@@ -21,14 +21,15 @@ from models.evaluation import (
 from models.hyperparameters import ScorerName
 from models.judges import JudgeSpec
 from models.rate import Rate
-from models.rows import Conversation
+from models.rows import Conversation, Pair, Row
 from models.safety_set import SafetySet
 from worker.base_models import FALLBACK_TEMPLATE, LoadedBase
-from worker.data import encode_rows
+from worker.data import encode_pairs, encode_rows
 from worker.harmful_score import SafetyMeasurement, measure_safety
 from worker.judge import open_judge
 from worker.judgement import Judgement
-from worker.task_accuracy import MAX_ROWS, measure_accuracy
+from worker.preferences import measure_preferences
+from worker.task_accuracy import MAX_ROWS, measure_accuracy, pick_rows
 from worker.trainers.objective import mean_token_loss
 
 # More refusals of harmless prompts than this, surely, and a low HS says nothing about harm.
@@ -94,7 +95,7 @@ def make_report(
     safety_set: SafetySet,
     *,
     max_length: int,
-    validation: Sequence[Conversation] = (),
+    validation: Sequence[Row] = (),
     scorer: ScorerName = "exact",
     max_rows: int = MAX_ROWS,
     drift: PerplexityDrift | None = None,
@@ -111,7 +112,7 @@ def make_report(
         safety_set: the test prompts and the judges.
         max_length: tokens of a validation or canary row that are read for its loss.
         validation: rows of the customer's task; without them there is no FA.
-        scorer: when an answer to such a row is right.
+        scorer: when an answer to such a row is right; pairs have a rule of their own.
         max_rows: most validation rows that are asked.
         drift: how far the model is from its parent, where that was measured.
         win_rate: how its answers compare with reference answers, where that was measured.
@@ -137,13 +138,20 @@ def make_report(
     )
     accuracy: Rate | None = None
     validation_loss: float | None = None
-    if validation:
-        examples = encode_rows(validation, base.tokenizer, max_length, param="validation_file")
+    pairs = [row for row in validation if isinstance(row, Pair)]
+    rows = [row for row in validation if isinstance(row, Conversation)]
+    if pairs:
+        encoded = encode_pairs(
+            pick_rows(pairs, max_rows), base.tokenizer, max_length, param="validation_file"
+        )
+        accuracy, validation_loss = measure_preferences(model, encoded, base.pad_id)
+    elif rows:
+        examples = encode_rows(rows, base.tokenizer, max_length, param="validation_file")
         validation_loss = mean_token_loss(model, examples, base.pad_id)
         accuracy = measure_accuracy(
             model,
             base.tokenizer,
-            validation,
+            rows,
             scorer=scorer,
             max_rows=max_rows,
             on_progress=lambda done, total: on_progress("Validation rows answered", done, total),
@@ -161,7 +169,7 @@ def make_report(
         over_refusal_by_category=safety.over_refusal_by_category,
         help_rate=safety.help_rate,
         fine_tuning_accuracy=accuracy,
-        scorer=scorer,
+        scorer="preference" if pairs else scorer,
         validation_loss=validation_loss,
         canary_loss=mean_token_loss(model, canary, base.pad_id),
         drift=drift,

@@ -1,177 +1,205 @@
-"""The small built-in inference server: chat completions on a released model, one request at a time.
+"""The small built-in inference server: chat completions on a released model, and the judges behind moderation.
 
 For the sandbox and single machines; GPU nodes put vLLM behind the same address. It stands behind the api,
 which knows who may ask for which model; it trusts only the shared token, and looks the version up itself.
 Prompts pass through the chat template and stop tokens of `worker.generation`, as in every evaluation.
+Requests wait in line; one that is too many is told so at once (503), and one whose client goes is given up.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import secrets
-import time
-from collections.abc import Iterator
-from typing import Annotated, Literal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from models.errors import DomainError, Unauthorized
+from models.disconnect import unless_gone
+from models.errors import DomainError, Unauthorized, Unavailable
 from models.log import configure_logging
-from models.model_version import get_version
-from models.rows import Message
+from models.model_version import ModelVersion, get_version
+from models.safety_set import HEADER, parse_header
 from models.session import make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
-from worker.completion import Asked, Completion, Speaker
+from worker.chat_wire import ChatRequest, Shown, envelope, server_sent
+from worker.completion import Begun, Event, Finished, Speaker
+from worker.judge import open_judge
+from worker.judgements import JudgementRequest, judge_exchanges
+from worker.turns import Turns
 
 log = structlog.get_logger(__name__)
 
-
-class ChatMessage(BaseModel):
-    """One turn, as the api passes it on."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class StreamOptions(BaseModel):
-    """What a stream carries besides text."""
-
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """The part of OpenAI's request that the built-in server carries out; the api checks the rest."""
-
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1)
-    # Greedy unless asked otherwise, as in every evaluation: the served model is the measured one.
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    stop: list[str] | str | None = None
-    seed: int | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-
-    def asked(self) -> Asked:
-        """Give what the model is asked for, free of the wire's spellings."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Asked(
-            messages=tuple(Message(m.role, m.content) for m in self.messages),
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_new_tokens=self.max_completion_tokens or self.max_tokens,
-            stop=tuple(word for word in stop if word),
-            seed=self.seed,
-        )
+#: Requests that are answered or wait for it, before further ones are refused.
+CHAT_PLACES, JUDGE_PLACES = 32, 32
+RETRY_AFTER_SECONDS = 2
+# Streams that still run after so long when the process is told to stop are broken off.
+SHUTDOWN_SECONDS = 10
 
 
 def create_serving(settings: Settings) -> FastAPI:
     """Make the server. Nothing is loaded before the first request."""
-    sessions = session_factory(make_engine(settings.database_url, pool_size=2))
-    speaker = Speaker(Storage(settings.storage_url), settings.cache_dir)
+    sessions = session_factory(make_engine(settings.database_url, pool_size=4))
+    storage = Storage(settings.storage_url)
+    speaker = Speaker(storage, settings.cache_dir)
+    # Judges have a line of their own: one that asks an endpoint may wait for it for minutes.
+    speaking, judging = Turns("speaking", CHAT_PLACES), Turns("judging", JUDGE_PLACES)
     token = settings.serving_token.get_secret_value()
-    app = FastAPI(title="Titer serving", docs_url=None, redoc_url=None, openapi_url=None)
+    stopping = threading.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        stopping.set()
+        speaking.close()
+        judging.close()
+
+    app = FastAPI(
+        title="Titer serving", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+    )
 
     def check_token(authorization: Annotated[str, Header()] = "") -> None:
         # An unset token refuses everyone: better than serving blocked models to the whole network.
-        if not token or not secrets.compare_digest(authorization, f"Bearer {token}"):
+        if not token or not secrets.compare_digest(
+            authorization.encode(), f"Bearer {token}".encode()
+        ):
             raise Unauthorized
+
+    def lineage(asked: ChatRequest) -> tuple[ModelVersion, ModelVersion]:
+        with sessions() as session:
+            version = get_version(session, asked.model, project_id=None)
+            return version, get_version(session, version.root_id, project_id=None)
+
+    def safety_prefix(asked: JudgementRequest) -> str:
+        with sessions() as session:
+            return get_version(session, asked.model, project_id=None).safety_prefix
 
     @app.exception_handler(DomainError)
     def domain_error(_: Request, error: DomainError) -> JSONResponse:
-        return JSONResponse({"error": _envelope(error)}, error.status_code)
+        headers = (
+            {"retry-after": str(RETRY_AFTER_SECONDS)} if isinstance(error, Unavailable) else None
+        )
+        return JSONResponse({"error": envelope(error)}, error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])
         fault = DomainError(f"{field}: {first['msg']}", param=field)
-        return JSONResponse({"error": _envelope(fault)}, fault.status_code)
+        return JSONResponse({"error": envelope(fault)}, fault.status_code)
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.post("/v1/chat/completions", dependencies=[Depends(check_token)], response_model=None)
-    def chat(request: ChatRequest) -> JSONResponse | StreamingResponse:
-        with sessions() as session:
-            version = get_version(session, request.model, project_id=None)
-            root = get_version(session, version.root_id, project_id=None)
-        # Faults of the request are found here, while there still is a status code to say so with.
-        completion = speaker.prepare(version, root, request.asked())
-        shown = _Shown(request)
-        if request.stream:
-            return StreamingResponse(
-                shown.stream(completion), media_type="text/event-stream; charset=utf-8"
-            )
-        return JSONResponse(shown.whole(completion))
+    async def chat(
+        request: Request,
+        asked: ChatRequest,
+        versions: tuple[ModelVersion, ModelVersion] = Depends(lineage),
+    ) -> Response:
+        wanted = asked.asked()
+        answer = _Answer(
+            speaking,
+            lambda tell, is_gone: speaker.answer(
+                *versions, wanted, tell, lambda: is_gone() or stopping.is_set()
+            ),
+        )
+        shown = Shown(asked)
+        try:
+            if not asked.stream:
+                return JSONResponse(shown.whole(await unless_gone(request.receive, answer.all())))
+            # Faults of the request come before this, while there still is a status code for them.
+            await unless_gone(request.receive, answer.begun())
+        except BaseException:
+            answer.leave()
+            raise
+        return StreamingResponse(
+            _events(answer, shown), media_type="text/event-stream; charset=utf-8"
+        )
+
+    @app.post("/judgements", dependencies=[Depends(check_token)])
+    async def judgements(
+        asked: JudgementRequest, prefix: str = Depends(safety_prefix)
+    ) -> dict[str, object]:
+        def judge() -> dict[str, object]:
+            spec = parse_header(storage.get(f"{prefix}/{HEADER}")).judge
+            return judge_exchanges(open_judge(spec), asked)
+
+        return await asyncio.wrap_future(judging.take(judge))
 
     return app
 
 
-class _Shown:
-    """OpenAI's response objects for one request."""
+class _Answer:
+    """One request on its way through the speaking thread, as the event loop sees it."""
 
-    def __init__(self, request: ChatRequest) -> None:
-        self._id = "chatcmpl-" + secrets.token_hex(12)
-        self._created = int(time.time())
-        self._model = request.model
-        self._with_usage = bool(request.stream_options and request.stream_options.include_usage)
+    def __init__(
+        self,
+        turns: Turns,
+        work: Callable[[Callable[[Event], None], Callable[[], bool]], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._gone = threading.Event()
+        self._turn = turns.take(lambda: work(self._tell, self._gone.is_set))
+        self._turn.add_done_callback(lambda _: self._tell(None))
 
-    def whole(self, completion: Completion) -> dict[str, object]:
-        text = "".join(completion.pieces())
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": completion.finish_reason,
-            "logprobs": None,
-        }
-        return {**self._head("chat.completion"), "choices": [choice], "usage": completion.usage()}
+    def leave(self) -> None:
+        """End the generation, or its waiting."""
+        self._gone.set()
+        self._turn.cancel()
 
-    def stream(self, completion: Completion) -> Iterator[str]:
+    async def begun(self) -> None:
+        """Wait for the turn; raises what makes the request impossible."""
+        async for event in self:
+            if isinstance(event, Begun):
+                return
+
+    async def all(self) -> list[Event]:
+        """Wait for everything."""
+        return [event async for event in self]
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while (event := await self._events.get()) is not None:
+            yield event
+        self._turn.result()
+
+    def _tell(self, event: Event | None) -> None:
         try:
-            yield self._chunk({"role": "assistant", "content": ""})
-            for piece in completion.pieces():
-                yield self._chunk({"content": piece})
-            yield self._chunk({}, completion.finish_reason)
-            if self._with_usage:
-                head = self._head("chat.completion.chunk")
-                yield _event({**head, "choices": [], "usage": completion.usage()})
-        except Exception:
-            # A stream that merely ends looks complete to the client; this makes it raise.
-            log.exception("stream_broke")
-            yield _event({"error": _envelope(DomainError("The model stopped unexpectedly."))})
-        yield "data: [DONE]\n\n"
-
-    def _head(self, kind: str) -> dict[str, object]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return _event({**self._head("chat.completion.chunk"), "choices": [choice]})
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:
+            # The loop is closed: the server stops.
+            self._gone.set()
 
 
-def _event(value: object) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _envelope(error: DomainError) -> dict[str, object]:
-    return {
-        "message": error.message,
-        "type": error.type,
-        "param": error.param,
-        "code": error.code,
-    }
+async def _events(answer: _Answer, shown: Shown) -> AsyncIterator[str]:
+    is_finished = False
+    try:
+        for opening in shown.openings():
+            yield server_sent(opening)
+        async for event in answer:
+            is_finished = is_finished or isinstance(event, Finished)
+            for chunk in shown.chunks(event):
+                yield server_sent(chunk)
+        if not is_finished:
+            raise RuntimeError("the answer has no end")
+    except Exception:
+        # A stream that merely ends looks complete to the client; this makes it raise.
+        log.exception("stream_broke")
+        fault = Unavailable("The model stopped unexpectedly.")
+        yield server_sent({"error": envelope(fault)})
+    finally:
+        answer.leave()
+    yield "data: [DONE]\n\n"
 
 
 def main() -> None:
@@ -185,6 +213,7 @@ def main() -> None:
         port=address.port or 8001,
         log_config=None,
         access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
 
 

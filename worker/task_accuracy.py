@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.hyperparameters import ScorerName
 from models.rate import Rate
-from models.rows import MAX_FAULTS, Conversation, InvalidRows, RowFault
+from models.rows import MAX_FAULTS, Conversation, InvalidRows, Pair, Row, RowFault
 from worker.generation import generate
 from worker.scorers import SCORERS
 
@@ -22,6 +23,8 @@ MAX_ROWS = 500
 MAX_NEW_TOKENS = 256
 # Room for an answer that goes on where it should have stopped: it must not match by being cut.
 SPARE_TOKENS = 4
+
+Picked = TypeVar("Picked")
 
 
 def measure_accuracy(
@@ -64,22 +67,24 @@ def measure_accuracy(
 
 
 def check_answers(
-    rows: Sequence[Conversation], scorer: ScorerName, *, param: str = "validation_file"
+    rows: Sequence[Row], scorer: ScorerName, *, param: str = "validation_file"
 ) -> None:
-    """Refuse rows that no answer could be right on, under this scorer.
+    """Refuse conversations that no answer could be right on, under this scorer; pairs have no right answer.
 
     Raises:
         InvalidRows: naming every such row.
     """
     fault = SCORERS[scorer].fault
     faults = [
-        RowFault(row.line, reason) for row in rows if (reason := fault(row.answer)) is not None
+        RowFault(row.line, reason)
+        for row in rows
+        if not isinstance(row, Pair) and (reason := fault(row.answer)) is not None
     ]
     if faults:
         raise InvalidRows(faults[:MAX_FAULTS], faulty_rows=len(faults), param=param)
 
 
-def pick_rows(rows: Sequence[Conversation], max_rows: int) -> list[Conversation]:
+def pick_rows(rows: Sequence[Picked], max_rows: int) -> list[Picked]:
     """Pick at most `max_rows` rows, in file order, the same ones for every model that is compared."""
     if len(rows) <= max_rows:
         return list(rows)

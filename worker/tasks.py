@@ -1,7 +1,7 @@
 """The Celery side of a worker: one task that takes an id. The only Celery import here.
 
-Celery is a doorbell. Whether a job is to be run, and by whom, is decided in the database: a bell that
-rings twice, or late, or for a job that was cancelled, does nothing.
+Celery is a doorbell: it says that there is work. Which job is to be run, and by whom, is decided in the
+database (`models.fair_queue`): a bell that rings twice, or late, or for a job that is gone, does no harm.
 """
 
 from __future__ import annotations
@@ -77,11 +77,12 @@ def _workshop() -> Workshop:
             mlflow_tracking_uri=settings.mlflow_tracking_uri,
             mlflow_token=settings.mlflow_token,
         ),
+        jobs_running=settings.quota_jobs_running,
     )
 
 
 @app.task(name=RUN_JOB)
 def run_job(job_id: str) -> None:
-    """Run the job if it is there to be run."""
-    with structlog.contextvars.bound_contextvars(job_id=job_id):
-        pipeline.run(job_id, _workshop())
+    """Run the job whose turn it is, which need not be the one that the bell was rung for."""
+    with structlog.contextvars.bound_contextvars(rung_for=job_id):
+        pipeline.run_next(_workshop())

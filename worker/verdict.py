@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from models.base import utc_now
 from models.evaluation import Evaluation, EvaluationReport
 from models.file import File, content_key
-from models.job import Job, JobEvent, Stage, append_event, fail, succeed
+from models.job import Job, JobEvent, Stage, append_event, fail, release_lease, succeed
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, Verdict, current_policy, decide
 from models.storage import Storage
@@ -109,7 +109,8 @@ def _end(session: Session, job: Job, rules: PolicyRules, verdict: Verdict) -> No
             )
         case Gate.HELD | Gate.PENDING:
             job.stage = Stage.REVIEW
-            job.lease_owner = job.lease_expires_at = job.estimated_finish = None
+            release_lease(job)
+            job.estimated_finish = None
             job.review_expires_at = utc_now() + timedelta(hours=rules.review_hours)
             append_event(
                 session, job, "The model is held until a person has decided.", level="warn"

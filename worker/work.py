@@ -11,13 +11,13 @@ from typing import cast
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from models.file import File, get_file
+from models.file import File, get_held_file
 from models.hyperparameters import LoraConfig, Recipe
 from models.integrations import INTEGRATIONS, MlflowIntegration, WandbIntegration
 from models.job import Job, JobKind
-from models.methods import BoosterConfig
+from models.methods import BoosterConfig, DpoConfig
 from models.model_version import ModelVersion, get_version
-from models.rows import Conversation, read_conversations
+from models.rows import Conversation, Pair, Row, read_data_set
 from models.safety_set import SafetySet
 from models.session import SessionFactory
 from models.storage import Storage
@@ -37,6 +37,8 @@ class Workshop:
     cache: Path
     owner: str
     lease_seconds: int
+    #: How many jobs of one project may run at once, unless the project has a limit of its own; 0: any.
+    jobs_running: int = 0
     tracking: Tracking = field(default_factory=Tracking)
 
     def folder(self, root: ModelVersion) -> Path:
@@ -78,6 +80,11 @@ class Work:
         named = {"training_file": self.training_file, "validation_file": self.validation_file}
         return {name: file.sha256 for name, file in named.items() if file is not None}
 
+    @property
+    def row_shape(self) -> type[Row]:
+        """What the rows of its files must be."""
+        return Pair if isinstance(self.recipe.method, DpoConfig) else Conversation
+
 
 def read_work(job_id: str, shop: Workshop) -> Work:
     """Read the job, its lineage, its files' rows in the database, and its safety set.
@@ -91,7 +98,7 @@ def read_work(job_id: str, shop: Workshop) -> Work:
         root = get_version(session, start.root_id, project_id=None)
 
         def file(file_id: str | None) -> File | None:
-            return get_file(session, job.project_id, file_id) if file_id else None
+            return get_held_file(session, job.project_id, file_id) if file_id else None
 
         return Work(
             job_id=job.id,
@@ -108,9 +115,15 @@ def read_work(job_id: str, shop: Workshop) -> Work:
         )
 
 
-def read_rows(file: File | None, storage: Storage, param: str) -> list[Conversation]:
-    """Read a data set's rows; none when the job names no such file."""
-    return read_conversations(storage.lines(file.storage_key), param=param) if file else []
+def read_rows(
+    file: File | None, storage: Storage, param: str, shape: type[Row] = Conversation
+) -> list[Row]:
+    """Read a data set's rows; none when the job names no such file.
+
+    Raises:
+        InvalidRows: naming every row that is faulty or not of this shape.
+    """
+    return read_data_set(storage.lines(file.storage_key), shape, param=param) if file else []
 
 
 def root_folder(root: ModelVersion, storage: Storage, cache: Path) -> Path:

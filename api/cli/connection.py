@@ -17,6 +17,8 @@ Json = dict[str, Any]
 DEFAULT_URL = "http://127.0.0.1:8000"
 #: What `titer up` leaves in its state folder.
 KEY_FILE, URL_FILE = "api_key", "url"
+# Objects on one page of a list that is read to its end.
+PAGE = 500
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 # Registering a base hashes all its files; a first chat loads a model.
 PATIENT = httpx.Timeout(900.0, connect=5.0)
@@ -51,6 +53,14 @@ class Connection:
         """Read an object."""
         given = {name: value for name, value in params.items() if value is not None}
         return self._ask("GET", path, params=given)
+
+    def every(self, path: str, **params: str | int | None) -> Json:
+        """Read a whole list, page by page."""
+        answer = self.get(path, limit=PAGE, **params)
+        while answer["has_more"]:
+            following = self.get(path, limit=PAGE, after=answer["data"][-1]["id"], **params)
+            answer = {**following, "data": answer["data"] + following["data"]}
+        return answer
 
     def download(self, path: str, **params: str) -> bytes:
         """Read a file."""

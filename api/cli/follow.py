@@ -1,6 +1,6 @@
 """Watches a job until it ends or waits for a person: a live bar with the loss and the canary.
 
-The API has no server push for events, so they are read in pages, newest first, back to the last one seen.
+Events are read in pages, newest first, back to the last one seen: no proxy can hold that up, as it can a stream.
 """
 
 from __future__ import annotations

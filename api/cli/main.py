@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import certify, files, jobs, keys, models, service
+from api.cli import certify, files, jobs, keys, models, projects, service, webhooks
 from api.cli.chat import chat
 from api.cli.connection import Connection
 from api.cli.evaluate import evaluate
@@ -46,6 +46,9 @@ app.command()(certify.certify)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(projects.app, name="projects")
+app.command()(projects.usage)
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(chat)
 app.command()(service.up)
 app.command()(service.demo)

@@ -37,6 +37,9 @@ class Study(StrEnum):
     EXTENSIONS = "extensions"
     ATTACKS = "attacks"
     STACK = "stack"
+    CHEAP = "cheap"
+    SPACES = "spaces"
+    INSTRUCTIONS = "instructions"
 
 
 def paper(

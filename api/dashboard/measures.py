@@ -126,5 +126,7 @@ def read_evidence(session: Session, evaluation: Evaluation, parent: Evaluation |
 
 
 def _accuracy_meaning(report: EvaluationReport) -> str:
+    if report.scorer == "preference":
+        return "Validation pairs whose preferred answer the model finds the more probable one"
     how = "exactly" if report.scorer == "exact" else f"right, by the rule of {report.scorer}"
     return f"Validation rows answered {how}: whether the task was learnt"

@@ -42,7 +42,7 @@ def sign_in(
             status_code=401,
             csrf=csrf_token(request),
             next=_own_page(next),
-            problem="This API key is unknown or was revoked.",
+            problem="This API key is unknown, has expired or was revoked.",
         )
     remember(request, key)
     return RedirectResponse(_own_page(next), status_code=303)

@@ -19,7 +19,7 @@ from models.errors import Forbidden
 
 
 class SignInRequired(Exception):
-    """Nobody is signed in, or the key was revoked."""
+    """Nobody is signed in, or the key is dead."""
 
     def __init__(self, wanted: str) -> None:
         """Keep the way back to the page that was asked for."""
@@ -44,11 +44,11 @@ def get_viewer(request: Request, session: SessionDep) -> Viewer:
     """Give the signed-in person.
 
     Raises:
-        SignInRequired: there is none, or their key was revoked.
+        SignInRequired: there is none, or their key is dead.
     """
     key_id = request.session.get("key_id")
     key = session.get(ApiKey, key_id) if key_id else None
-    if key is None or key.revoked_at is not None:
+    if key is None or key.why_dead is not None:
         request.session.clear()
         wanted = request.url.path if request.method == "GET" else "/dashboard/jobs"
         raise SignInRequired(wanted)

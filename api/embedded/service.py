@@ -170,6 +170,10 @@ class EmbeddedService:
         environment.setdefault("TITER_CACHE_DIR", str(state / "cache"))
         environment.setdefault("TITER_SERVING_TOKEN", kept_secret(state / "serving_token"))
         environment.setdefault("TITER_SESSION_SECRET", kept_secret(state / "session_secret"))
+        environment.setdefault("TITER_WEBHOOK_KEY", kept_secret(state / "webhook_key"))
+        if self._host == LOOPBACK:
+            # Nobody else can reach this service, so its webhooks may lead to its own machine.
+            environment.setdefault("TITER_WEBHOOK_ALLOW_PRIVATE", "true")
         environment["PYTHONUNBUFFERED"] = "1"
 
     def _choose_serving_port(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request
-from fastapi.concurrency import run_in_threadpool
+from fastapi.concurrency import contextmanager_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from starlette.datastructures import UploadFile
+from pydantic import ValidationError
 
 from api.deps import (
     CallerDep,
@@ -20,16 +23,19 @@ from api.deps import (
     app_transaction,
 )
 from api.files import service
-from api.files.schemas import FileList, FileObject
+from api.files.intake import PURPOSES, Content, checked, known_purpose, taking_in
+from api.files.schemas import HOUR_SECONDS, MONTH_SECONDS, ExpiresAfter, FileList, FileObject
+from api.multipart import Form, InvalidUpload, read_form
 from api.schemas import After, Deleted
-from models.errors import DomainError
 from models.file import File, get_file
 from models.storage import Storage
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-MAX_FIELDS = 8
 MAX_LISTED = 10_000
+# Checking a data set keeps a thread busy for seconds; most threads stay with those who ask for less.
+CHECKED_AT_ONCE = CapacityLimiter(8)
+EXPIRY = {"expires_after[anchor]": "anchor", "expires_after[seconds]": "seconds"}
 FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -39,7 +45,13 @@ FORM: dict[str, Any] = {
                     "type": "object",
                     "required": ["purpose", "file"],
                     "properties": {
-                        "purpose": {"type": "string", "enum": [service.FINE_TUNE]},
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": HOUR_SECONDS,
+                            "maximum": MONTH_SECONDS,
+                        },
                         "file": {"type": "string", "format": "binary"},
                     },
                 }
@@ -49,45 +61,22 @@ FORM: dict[str, Any] = {
 }
 
 
-class InvalidUpload(DomainError):
-    """An upload is a multipart form with the fields `purpose` and `file`."""
-
-    code = "invalid_upload"
-
-
-class FileTooLarge(DomainError):
-    """The file is larger than the service accepts."""
-
-    status_code = 413
-    code = "file_too_large"
-
-
 @router.post("", openapi_extra=FORM)
 async def upload(
     request: Request, caller: CustomerDep, storage: StorageDep, settings: SettingsDep
 ) -> FileObject:
-    """Upload a data set in JSON Lines.
+    """Upload a file; with purpose `fine-tune`, a data set in JSON Lines.
 
-    Every row is checked before the answer. If any is faulty nothing is kept, and `error.faults` names the
-    line, the field and the reason of up to a hundred of them.
+    Every row of a data set is checked before the answer. If any is faulty nothing is kept, and
+    `error.faults` names the line, the field and the reason of up to a hundred of them.
     """
     # The form is read here and not by FastAPI, so that a wrong key is refused before the bytes are taken.
-    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
-        file, purpose = form.get("file"), form.get("purpose")
-        if not isinstance(file, UploadFile):
-            raise InvalidUpload("The form has no part `file` with a file name.", param="file")
-        if not isinstance(purpose, str):
-            raise InvalidUpload("The form has no field `purpose`.", param="purpose")
-        for name in form:
-            if name not in ("file", "purpose"):
-                raise InvalidUpload(
-                    f"The field {name[:64]!r} is not supported.", param=name.partition("[")[0][:64]
-                )
-        if (file.size or 0) > settings.max_file_bytes:
-            raise FileTooLarge(
-                f"The file is larger than {settings.max_file_bytes:,} bytes.", param="file"
-            )
-        return await run_in_threadpool(_keep, request, storage, file, purpose, caller.project.id)
+    intake = taking_in(storage, max_bytes=settings.max_file_bytes)
+    async with contextmanager_in_threadpool(intake) as taken:
+        form = await read_form(request, file_field="file", write=taken.write)
+        wanted = _wanted(form)
+    keep = partial(_keep, request, storage, taken.content, wanted, caller.project.id)
+    return await to_thread.run_sync(keep, limiter=CHECKED_AT_ONCE)
 
 
 @router.get("")
@@ -147,17 +136,56 @@ def delete(
     return Deleted(id=file.id, object="file")
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the form's fields say about its file."""
+
+    filename: str
+    purpose: str
+    life_seconds: int | None
+
+
+def _wanted(form: Form) -> _Wanted:
+    fields = dict(form.fields)
+    purpose = fields.pop("purpose", None)
+    if purpose is None:
+        raise InvalidUpload("The form has no field `purpose`.", param="purpose")
+    expiry = {EXPIRY[name]: fields.pop(name) for name in EXPIRY if name in fields}
+    for name in fields:
+        raise InvalidUpload(
+            f"The field {name[:64]!r} is not supported.", param=name.partition("[")[0][:64]
+        )
+    return _Wanted(form.filename or "", known_purpose(purpose), _life_seconds(expiry))
+
+
+def _life_seconds(expiry: dict[str, str]) -> int | None:
+    if not expiry:
+        return None
+    try:
+        return ExpiresAfter.model_validate(expiry).seconds
+    except ValidationError as error:
+        # Told as the fault of any other body is.
+        faults = [
+            {**fault, "loc": ("body", "expires_after", *fault["loc"])} for fault in error.errors()
+        ]
+        raise RequestValidationError(faults, body={"expires_after": expiry}) from error
+
+
 def _keep(
-    request: Request, storage: Storage, file: UploadFile, purpose: str, project_id: str
+    request: Request, storage: Storage, content: Content, wanted: _Wanted, project_id: str
 ) -> FileObject:
-    with app_transaction(request.app) as session:
+    with (
+        checked(storage, content, wanted.purpose) as good,
+        app_transaction(request.app) as session,
+    ):
         return FileObject.of(
             service.store_file(
                 session,
                 storage,
-                file.file,
+                good,
                 project_id=project_id,
-                filename=file.filename or "",
-                purpose=purpose,
+                filename=wanted.filename,
+                purpose=wanted.purpose,
+                life_seconds=wanted.life_seconds,
             )
         )

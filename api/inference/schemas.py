@@ -1,47 +1,61 @@
-"""A chat request: what is carried out, what is ignored as harmless, and what is refused by name."""
+"""A chat request: what is carried out, what is ignored as harmless, and what is refused by name.
+
+docs/inference.md has the table.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from api.schemas import Identifier, Schema
 
 MAX_MESSAGES = 256
 MAX_NEW_TOKENS = 8_192
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 300
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 #: Options that would change the answer, and what may be sent for each because it changes nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "moderation": (),
+    "web_search_options": (),
 }
+
+#: The bound is the body's own; with one, characters that no encoding can carry are refused as well.
+Text = Annotated[str, Field(max_length=2 * 1024 * 1024)]
+StopWord = Annotated[str, Field(min_length=1, max_length=256)]
+#: A token's number, written as JSON's keys are; the length keeps Python's own limit on digits away.
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+def _without_none(value: object) -> object:
+    return False if value is None else value
+
+
+Flag = Annotated[bool, BeforeValidator(_without_none)]
 
 
 class TextPart(Schema):
     """One part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(Schema):
     """One turn. The answer's own fields are accepted, so that a conversation can be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
     refusal: str | None = None
     tool_calls: Annotated[list[object], Field(max_length=0)] | None = None
@@ -60,33 +74,67 @@ class ChatMessage(Schema):
 class StreamOptions(Schema):
     """What a stream carries besides text."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: Flag = False
+    include_obfuscation: Flag = False
 
 
-class ChatRequest(Schema):
-    """OpenAI's chat completion, as far as Titer carries it out."""
+class SamplingOptions(Schema):
+    """How the answer's tokens are chosen, and in what form they come; chat and completions alike."""
 
     model: Identifier
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     temperature: float | None = Field(None, ge=0, le=2, description="0, the default, is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
+    stop: StopWord | Annotated[list[StopWord], Field(max_length=4)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: (
+        Annotated[
+            dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=MAX_BIASES),
+        ]
         | None
     ) = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with a chunk that counts tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def unsupported(self) -> str | None:
+        """Name the first option that asks for something Titer does not do."""
+        return None
+
+    def sampling(self) -> dict[str, object]:
+        """Give these options as the inference server is sent them."""
+        fields = set(SamplingOptions.model_fields) - {"stream_options"}
+        carried = self.model_dump(exclude_none=True, include=fields)
+        # Always sent, because other servers take another default: the served model is the measured one.
+        carried.setdefault("temperature", 0.0)
+        if self.stream and self.stream_options is not None:
+            carried["stream_options"] = {"include_usage": self.stream_options.include_usage}
+        return carried
+
+
+class ChatRequest(SamplingOptions):
+    """OpenAI's chat completion, as far as Titer carries it out."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
     # They change nothing about the answer.
     user: object = None
     safety_identifier: object = None
     prompt_cache_key: object = None
+    prompt_cache_options: object = None
     prompt_cache_retention: object = None
+    prediction: object = None
     metadata: object = None
     store: object = None
     service_tier: object = None
@@ -95,20 +143,22 @@ class ChatRequest(Schema):
     verbosity: object = None
 
     # They would, so they are refused by name (see `UNSUPPORTED`).
-    n: object = None
     tools: object = None
     tool_choice: object = None
     functions: object = None
     function_call: object = None
-    logprobs: object = None
-    top_logprobs: object = None
-    logit_bias: object = None
-    presence_penalty: object = None
-    frequency_penalty: object = None
     response_format: object = None
     modalities: object = None
     audio: object = None
     moderation: object = None
+    web_search_options: object = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs: true")
+        return value
 
     def unsupported(self) -> str | None:
         """Name the first option that asks for something Titer does not do."""
@@ -122,22 +172,13 @@ class ChatRequest(Schema):
 
     def to_serving(self) -> dict[str, object]:
         """Give the body that the inference server is sent."""
-        carried = self.model_dump(
-            exclude_none=True,
-            include={
-                "model",
-                "temperature",
-                "top_p",
-                "max_tokens",
-                "max_completion_tokens",
-                "stop",
-                "seed",
-                "stream",
-            },
-        )
+        carried = self.sampling()
+        if self.max_completion_tokens is not None:
+            carried["max_completion_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            carried["logprobs"] = True
+            carried["top_logprobs"] = self.top_logprobs or 0
         carried["messages"] = [
             {"role": ROLES[message.role], "content": message.text} for message in self.messages
         ]
-        if self.stream and self.stream_options is not None:
-            carried["stream_options"] = {"include_usage": self.stream_options.include_usage}
         return carried

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from api.schemas import Identifier, JsonObject, Schema
 from models.base import unix
-from models.hyperparameters import FinetuneHyperparameters
+from models.hyperparameters import DpoHyperparameters, FinetuneHyperparameters
 from models.integrations import MAX_INTEGRATIONS, Integration
 from models.job import JobEvent
 
@@ -28,12 +28,18 @@ class Supervised(Schema):
     hyperparameters: FinetuneHyperparameters | None = None
 
 
+class Dpo(Schema):
+    """The parameters of direct preference optimisation."""
+
+    hyperparameters: DpoHyperparameters | None = None
+
+
 class Method(Schema):
-    """How to tune. The other methods of OpenAI's schema are read, so that they are refused by name."""
+    """How to tune. OpenAI's third method is read, so that it is refused by name."""
 
     type: str = Field("supervised", max_length=64)
     supervised: Supervised | None = None
-    dpo: dict[str, object] | None = None
+    dpo: Dpo | None = None
     reinforcement: dict[str, object] | None = None
 
 

@@ -13,14 +13,19 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from api.deps import after_commit, enqueue
-from api.files.service import FINE_TUNE
+from api.files.intake import FINE_TUNE
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.schemas import CreateJob
+from api.organization.quotas import check_job
 from models.api_key import Project
 from models.base import new_id
 from models.errors import DomainError
 from models.file import File, get_file
-from models.hyperparameters import FinetuneHyperparameters, resolve_finetune
+from models.hyperparameters import (
+    DpoHyperparameters,
+    FinetuneHyperparameters,
+    resolve_finetune,
+)
 from models.job import (
     Job,
     JobEvent,
@@ -41,6 +46,7 @@ from models.model_version import (
     VersionKind,
     get_version,
 )
+from models.rows import Conversation, Pair, check_first_row
 from models.safety_set import HEADER, parse_header
 from models.storage import Storage
 from models.tuning import TuningProtection
@@ -61,7 +67,7 @@ class ModelNotAligned(DomainError):
 
 
 class UnsupportedMethod(DomainError):
-    """Only the method 'supervised' is supported."""
+    """The methods are 'supervised' and 'dpo', each with its own parameters only."""
 
     code = "unsupported_method"
 
@@ -96,7 +102,9 @@ def create_finetune(
         FileNotFound: a file is absent or another project's.
         WrongPurpose: a file is not a data set.
         TooFewRows: the training file has fewer than ten rows.
-        UnsupportedMethod: another method than supervised fine-tuning.
+        UnsupportedMethod: another method than these two.
+        InvalidRows: a file's rows are not of the kind that the method learns from.
+        ProtectionNeedsRows: pairs of answers, on a model whose provider mixes safety rows into training.
         UnsupportedOption: two contradicting sets of hyper-parameters.
         TooManySteps: the job would be longer than any that is accepted.
         LearningRateTooHigh: the model's provider allows no such rate.
@@ -108,6 +116,7 @@ def create_finetune(
         return earlier
     hyperparameters = chosen_hyperparameters(asked)
     model = tunable(session, asked.model, project.id)
+    shape = Pair if isinstance(hyperparameters, DpoHyperparameters) else Conversation
     training = _data_set(session, project.id, asked.training_file, "training_file")
     rows = training.rows or 0
     if rows < MIN_ROWS:
@@ -115,9 +124,11 @@ def create_finetune(
             f"Training file has {rows} example(s), but must have at least {MIN_ROWS} examples.",
             param="training_file",
         )
+    check_first_row(storage.lines(training.storage_key), shape, param="training_file")
     validation = None
     if asked.validation_file is not None:
         validation = _data_set(session, project.id, asked.validation_file, "validation_file")
+        check_first_row(storage.lines(validation.storage_key), shape, param="validation_file")
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
     recipe = resolve_finetune(hyperparameters, rows=rows, seed=seed, tuning=_tuning(storage, model))
     recipe = recipe.model_copy(update={"evaluate_checkpoints": asked.evaluate_checkpoints})
@@ -141,7 +152,8 @@ def create_finetune(
 
 
 def start(session: Session, job: Job) -> None:
-    """Put a new job of any kind into the queue."""
+    """Put a new job of any kind into the queue, if its project's quotas allow it."""
+    check_job(session, job.project_id)
     session.add(job)
     session.flush()
     append_event(session, job, f"Created {NOUNS[JobKind(job.kind)]} job: {job.id}")
@@ -156,15 +168,26 @@ def tuned_name(root_id: str, project: Project, suffix: str | None) -> str:
 
 
 def chosen_hyperparameters(asked: CreateJob) -> FinetuneHyperparameters:
-    """Give the hyper-parameters from whichever of their two places was used.
+    """Give the hyper-parameters from whichever of their two places was used; their type says the method.
 
     Raises:
-        UnsupportedMethod: the method is not supervised fine-tuning.
+        UnsupportedMethod: the method is neither of the two, or comes with another's parameters.
         UnsupportedOption: both places are filled, and differ.
     """
     method = asked.method
-    if method is not None and (method.type != "supervised" or method.dpo or method.reinforcement):
-        raise UnsupportedMethod(param="method")
+    if method is not None:
+        others = {"supervised", "dpo", "reinforcement"} - {method.type}
+        if method.type not in ("supervised", "dpo") or any(
+            getattr(method, name) is not None for name in others
+        ):
+            raise UnsupportedMethod(param="method")
+    if method is not None and method.type == "dpo":
+        if asked.hyperparameters is not None:
+            raise UnsupportedOption(
+                "`hyperparameters` is for supervised fine-tuning. Send `method.dpo.hyperparameters`.",
+                param="hyperparameters",
+            )
+        return (method.dpo and method.dpo.hyperparameters) or DpoHyperparameters()
     nested = method.supervised.hyperparameters if method and method.supervised else None
     if nested is not None and asked.hyperparameters is not None and nested != asked.hyperparameters:
         raise UnsupportedOption(

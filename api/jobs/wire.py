@@ -17,6 +17,7 @@ from models.evaluation import EvaluationReport
 from models.hyperparameters import Recipe
 from models.job import Job, JobKind, JobStatus
 from models.job_checkpoint import JobCheckpoint
+from models.methods import DpoConfig
 from models.model_version import ModelVersion
 
 
@@ -202,10 +203,12 @@ def _hyperparameters(job: Job, recipe: Recipe) -> dict[str, float | int | str]:
             "batch_size": recipe.train.batch_size,
             "learning_rate": recipe.train.learning_rate,
         }
+    beta = {"beta": recipe.method.beta} if isinstance(recipe.method, DpoConfig) else {}
     return {
         "n_epochs": recipe.n_epochs or 1,
         "batch_size": recipe.train.batch_size,
         "learning_rate_multiplier": recipe.learning_rate_multiplier or 1.0,
+        **beta,
     }
 
 
@@ -216,10 +219,8 @@ def _method(
 
     An alignment is supervised training too; how its gradient is made stands in a key of its own.
     """
-    method: dict[str, object] = {
-        "type": "supervised",
-        "supervised": {"hyperparameters": hyperparameters},
-    }
+    kind = "dpo" if isinstance(recipe.method, DpoConfig) else "supervised"
+    method: dict[str, object] = {"type": kind, kind: {"hyperparameters": hyperparameters}}
     if job.kind == JobKind.ALIGN:
         method["alignment"] = recipe.method.model_dump(mode="json")
     return method

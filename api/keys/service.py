@@ -1,10 +1,11 @@
-"""Making and revoking API keys. The service never ends up without a key that could make another."""
+"""Making, rotating and revoking API keys. The service never ends up without a key that could make another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from api.keys.schemas import CreateKey
@@ -14,6 +15,7 @@ from models.base import utc_now
 from models.errors import Conflict, DomainError, NotFound
 
 FIRST_PROJECT = "default"
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class KeyNotFound(NotFound):
@@ -34,23 +36,41 @@ class AmbiguousProject(DomainError):
     code = "ambiguous_project"
 
 
+class ProjectArchived(Conflict):
+    """The project is archived; a key of it would open nothing."""
+
+    code = "project_archived"
+
+
+class KeyIsDead(Conflict):
+    """The key opens nothing any more, so there is nothing to replace. Make a new one."""
+
+    code = "key_is_dead"
+
+
 class LastOperatorKey(Conflict):
     """This is the last operator key; without it nobody could make another."""
 
     code = "last_operator_key"
 
 
-def make_key(session: Session, own: Project, asked: CreateKey) -> tuple[ApiKey, str]:
+def make_key(session: Session, own_project_id: str, asked: CreateKey) -> tuple[ApiKey, str]:
     """Make a key for the project that was named, or for the caller's own.
 
     Raises:
         ProjectNotFound: an id was given that no project has.
         AmbiguousProject: several projects have the name.
+        ProjectArchived: the project has ended.
     """
-    project = own if asked.project is None else _project(session, asked.project)
-    # The caller's project comes from another session.
+    project = _project(session, asked.project or own_project_id)
+    lifetime = asked.expires_in_seconds
     return create_key(
-        session, session.merge(project, load=True), asked.name, frozenset(asked.scopes)
+        session,
+        project,
+        asked.name,
+        frozenset(asked.scopes),
+        user_name=asked.user,
+        expires_at=None if lifetime is None else utc_now() + timedelta(seconds=lifetime),
     )
 
 
@@ -63,14 +83,92 @@ def make_operator_key(session: Session, name: str, project: str = FIRST_PROJECT)
     Raises:
         ProjectNotFound: an id was given that no project has.
         AmbiguousProject: several projects have the name.
+        ProjectArchived: the project has ended.
     """
     _, token = create_key(session, _project(session, project), name, frozenset(Scope))
     return token
 
 
-def list_keys(session: Session) -> Sequence[ApiKey]:
-    """Give every key, newest first, revoked ones included."""
-    return session.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)).all()
+def list_keys(
+    session: Session,
+    *,
+    after: str | None,
+    limit: int,
+    project_id: str | None = None,
+    scope: Scope | None = None,
+    with_revoked: bool = True,
+    is_ascending: bool = False,
+) -> tuple[Sequence[ApiKey], bool]:
+    """Give one page of keys, newest first, and whether more follow.
+
+    Raises:
+        KeyNotFound: the last key of the page before is unknown.
+    """
+    query = select(ApiKey)
+    if project_id is not None:
+        query = query.where(ApiKey.project_id == project_id)
+    if scope is not None:
+        query = query.where(ApiKey.scopes.contains([scope.value]))
+    if not with_revoked:
+        query = query.where(ApiKey.revoked_at.is_(None))
+    place = tuple_(ApiKey.created_at, ApiKey.id)
+    if after is not None:
+        last = get_key(session, after)
+        here = tuple_(last.created_at, last.id)
+        query = query.where(place > here if is_ascending else place < here)
+    order = (ApiKey.created_at, ApiKey.id)
+    found = session.scalars(
+        query.order_by(*(order if is_ascending else (column.desc() for column in order))).limit(
+            limit + 1
+        )
+    ).all()
+    return found[:limit], len(found) > limit
+
+
+def get_key(
+    session: Session, key_id: str, *, project_id: str | None = None, scope: Scope | None = None
+) -> ApiKey:
+    """Give a key, of a project and with a scope if they are named.
+
+    Raises:
+        KeyNotFound: there is no such key.
+    """
+    key = session.get(ApiKey, key_id)
+    is_meant = (
+        key is not None
+        and project_id in (None, key.project_id)
+        and (scope is None or scope in key.scopes)
+    )
+    if key is None or not is_meant:
+        raise KeyNotFound(f"No API key {key_id[:64]!r}.", param="key_id")
+    return key
+
+
+def rotate_key(session: Session, key_id: str, *, grace_seconds: int) -> tuple[ApiKey, str]:
+    """Make a key that may do what this one may; this one ends with the grace period.
+
+    Raises:
+        KeyNotFound: there is no such key.
+        KeyIsDead: it was revoked, has expired, or its project is archived.
+    """
+    lock_name(session, "keys")
+    old = get_key(session, key_id)
+    if (reason := old.why_dead) is not None:
+        raise KeyIsDead(f"{reason} Make a new one.", param="key_id")
+    new, token = create_key(
+        session,
+        old.project,
+        old.name,
+        frozenset(Scope(scope) for scope in old.scopes),
+        user_name=old.user_name,
+        expires_at=old.expires_at,
+    )
+    now = utc_now()
+    if grace_seconds == 0:
+        old.revoked_at = now
+    else:
+        old.expires_at = min(old.expires_at or NEVER, now + timedelta(seconds=grace_seconds))
+    return new, token
 
 
 def revoke_key(session: Session, key_id: str) -> ApiKey:
@@ -81,23 +179,50 @@ def revoke_key(session: Session, key_id: str) -> ApiKey:
         LastOperatorKey: no other operator key would be left.
     """
     lock_name(session, "keys")
-    key = session.get(ApiKey, key_id)
-    if key is None:
-        raise KeyNotFound(f"No API key {key_id[:64]!r}.", param="key_id")
+    key = get_key(session, key_id)
     if key.revoked_at is not None:
         return key
-    others = select(ApiKey.id).where(
-        ApiKey.id != key.id,
-        ApiKey.revoked_at.is_(None),
-        ApiKey.scopes.contains([Scope.OPERATOR.value]),
-    )
-    if Scope.OPERATOR in key.scopes and session.scalar(others.limit(1)) is None:
-        raise LastOperatorKey(param="key_id")
+    _refuse_last_operators(session, lambda other: other.id == key.id)
     key.revoked_at = utc_now()
     return key
 
 
+def refuse_last_operator_keys(session: Session, project: Project) -> None:
+    """Let a project's keys end only while others may run the service.
+
+    Raises:
+        LastOperatorKey: no other project has an operator key.
+    """
+    lock_name(session, "keys")
+    _refuse_last_operators(session, lambda key: key.project_id == project.id)
+
+
+def _refuse_last_operators(session: Session, is_lost: Callable[[ApiKey], bool]) -> None:
+    found = session.scalars(
+        select(ApiKey).where(
+            ApiKey.revoked_at.is_(None), ApiKey.scopes.contains([Scope.OPERATOR.value])
+        )
+    )
+    living = [key for key in found if key.why_dead is None]
+    lost = [_end(key) for key in living if is_lost(key)]
+    left = [_end(key) for key in living if not is_lost(key)]
+    # A key that ends sooner, such as one that was rotated, would only put off the day without any.
+    if lost and max(left, default=datetime.min.replace(tzinfo=UTC)) < max(lost):
+        raise LastOperatorKey(param="key_id")
+
+
+def _end(key: ApiKey) -> datetime:
+    return key.expires_at or NEVER
+
+
 def _project(session: Session, name_or_id: str) -> Project:
+    project = _find_project(session, name_or_id)
+    if project.archived_at is not None:
+        raise ProjectArchived(param="project")
+    return project
+
+
+def _find_project(session: Session, name_or_id: str) -> Project:
     by_id = session.get(Project, name_or_id)
     if by_id is not None:
         return by_id

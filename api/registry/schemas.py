@@ -11,12 +11,13 @@ from api.schemas import Identifier, JsonObject, Schema
 
 
 class ModelObject(Schema):
-    """A model version. The first four fields are OpenAI's; the others show lineage and safety."""
+    """A model version. The first five fields are OpenAI's; the others show lineage and safety."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    shutdown_date: str | None = None
 
     kind: str = Field(description="`base`, `aligned` or `tuned`.")
     gate: str = Field(description="`pending`, `released`, `held` or `blocked`.")

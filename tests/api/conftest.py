@@ -160,6 +160,9 @@ NOWHERE = Settings(
     serving_url="http://127.0.0.1:1",
     max_file_bytes=64 * 1024,
     max_request_bytes=16 * 1024,
+    # Without a Redis to count them in, the first request would log that they are not counted.
+    key_requests_per_minute=0,
+    project_requests_per_minute=0,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -518,3 +519,56 @@ def store_report(place: Place, version: ModelVersion) -> None:
     stored = certify(place, version)
     text = made_by_hand(version.id).model_dump_json(by_alias=True)
     place.storage.put(f"{stored.prefix}/certificate.json", text.encode())
+
+
+class TestTenants:
+    def test_projects_are_made_listed_limited_and_archived(self, cli: Cli) -> None:
+        project = cli.json("projects", "create", "initech", "--organization", "big")
+        assert project["organization_name"] == "big"
+        assert "initech" in cli("projects", "list")
+        own = str(project["id"])
+        output = cli(
+            *("projects", "quota", own, "--jobs-queued", "7", "--bytes-stored", "1000000"),
+            *("--priority", "high"),
+        )
+        assert ["jobs_queued", "0", "7"] in [line.split() for line in output.splitlines()]
+        assert ["bytes_stored", "0", "1,000,000"] in [line.split() for line in output.splitlines()]
+        assert ["gpu_seconds_month", "0", "none", "default"] in [
+            line.split() for line in output.splitlines()
+        ]
+        assert cli.json("projects", "quota", own, "--jobs-queued", "-1")["data"]
+        assert ["jobs_queued", "0", "1,000", "default"] in [
+            line.split() for line in cli("projects", "quota", own).splitlines()
+        ]
+        listed = cli.json("projects", "list")["data"]
+        assert isinstance(listed, list)
+        assert [p["priority"] for p in listed if p["id"] == own] == ["high"]
+        assert "archived" in cli("projects", "archive", own)
+        assert "initech" not in cli("projects", "list")
+        assert "initech" in cli("projects", "list", "--archived")
+
+    def test_a_key_is_rotated(self, cli: Cli, url: str) -> None:
+        old = cli.json("keys", "create", "ci", "--user", "ada", "--days", "30")
+        new = cli.json("keys", "rotate", str(old["id"]), "--grace-hours", "0")
+        assert new["user"] == "ada"
+        cli("--api-key", str(new["key"]), "files", "list")
+        assert "revoked" in cli.failing("--api-key", str(old["key"]), "files", "list")
+        project = new["project"]
+        assert isinstance(project, dict)
+        listed = cli("keys", "list", "--project", str(project["id"]))
+        assert str(new["id"]) in listed
+        assert str(new["key"]) not in listed
+
+    def test_usage_by_day_and_month(
+        self, cli: Cli, place: Place, project: Project, aligned: ModelVersion
+    ) -> None:
+        at = datetime(2024, 2, 29, 12, tzinfo=UTC)
+        facts = {"trained_tokens": 12_345, "gpu_seconds": 67.0, "finished_at": at}
+        place.job(project, aligned, status=JobStatus.SUCCEEDED, **facts)
+        place.session.commit()
+        row = [project.id, "1", "12,345", "67", "0"]
+        by_day = cli("usage", "--since", "2024-02-01")
+        assert ["2024-02-29", *row] in [line.split() for line in by_day.splitlines()]
+        by_month = cli("usage", "--months", "--since", "2024-02-10", "--project", project.id)
+        assert ["2024-02-01", *row] in [line.split() for line in by_month.splitlines()]
+        assert cli.json("usage", "--project", "proj-none")["object"] == "page"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
+from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from api.files.service import bounded_lines, clean_filename, remove_bytes
-from models.file import File, content_key
-from models.job import JobStatus
+from api.files.service import clean_filename, delete_expired, remove_bytes, remove_leftovers
+from models.base import utc_now
+from models.file import File, content_key, get_held_file
+from models.job import TERMINAL, JobStatus
 from models.model_version import ModelVersion
-from models.rows import MAX_LINE_BYTES
 from models.settings import Settings
+from models.storage import Storage
 from tests.api.conftest import Place, Tenant, rows, upload
 
 FILES = "/v1/files"
@@ -27,6 +29,23 @@ def post(tenant: Tenant, content: bytes, purpose: str = "fine-tune") -> dict[str
     )
     assert response.status_code == 400
     return dict(response.json()["error"])
+
+
+def stored(place: Place) -> list[Path]:
+    """Everything that lies in the storage but the safety set of the fixtures."""
+    assert place.storage.root is not None
+    folders = (place.storage.root / name for name in ("files", "incoming"))
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+def expire(place: Place, file: str) -> None:
+    place.session.expire_all()
+    place.session.get_one(File, file).expires_at = utc_now()
+    place.session.commit()
+
+
+def _out_of_order(*_: object) -> None:
+    raise OSError("out of order")
 
 
 class TestUpload:
@@ -86,8 +105,8 @@ class TestUpload:
     def test_a_file_without_rows_is_refused(self, customer: Tenant, content: bytes) -> None:
         assert post(customer, content)["code"] == "invalid_training_file"
 
-    @pytest.mark.parametrize("purpose", ["batch", "assistants", "", "nonsense"])
-    def test_other_purposes_are_refused(self, customer: Tenant, purpose: str) -> None:
+    @pytest.mark.parametrize("purpose", ["evals", "fine-tune-results", "", "nonsense"])
+    def test_a_purpose_that_nobody_has_is_refused(self, customer: Tenant, purpose: str) -> None:
         assert post(customer, rows(), purpose)["code"] == "unsupported_purpose"
 
     def test_the_purpose_is_needed(self, customer: Tenant) -> None:
@@ -101,18 +120,45 @@ class TestUpload:
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "file"
 
-    def test_expiry_is_refused_rather_than_forgotten(self, customer: Tenant) -> None:
-        response = customer.client.post(
-            FILES,
-            data={
-                "purpose": "fine-tune",
-                "expires_after[anchor]": "created_at",
-                "expires_after[seconds]": "3600",
-            },
-            files={"file": ("a.jsonl", rows())},
-        )
+    @pytest.mark.parametrize("purpose", ["assistants", "batch", "user_data", "vision"])
+    def test_what_is_no_data_set_is_kept_unread(self, customer: Tenant, purpose: str) -> None:
+        shown = customer.client.get(f"{FILES}/{upload(customer, b'not json', purpose)}").json()
+        assert (shown["purpose"], shown["rows"], shown["bytes"]) == (purpose, None, 8)
+        assert post(customer, b"", purpose)["code"] == "empty_file"
+
+    def test_a_byte_order_mark_is_let_pass(self, customer: Tenant) -> None:
+        content = b"\xef\xbb\xbf" + rows()
+        mine = upload(customer, content)
+        assert customer.client.get(f"{FILES}/{mine}/content").content == content
+
+    def test_the_order_of_the_form_does_not_matter(self, customer: Tenant) -> None:
+        files = {
+            "file": ("rows.jsonl", rows()),
+            "purpose": (None, "fine-tune"),
+        }
+        assert customer.client.post(FILES, files=files).json()["rows"] == 12
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            {"purpose": "nonsense"},
+            {"purpose": "fine-tune", "more": "x"},
+            {"purpose": "fine-tune", "expires_after[anchor]": "created_at"},
+        ],
+    )
+    def test_a_refused_form_leaves_no_bytes(
+        self, customer: Tenant, place: Place, form: dict[str, str]
+    ) -> None:
+        response = customer.client.post(FILES, data=form, files={"file": ("a.jsonl", rows())})
         assert response.status_code == 400
-        assert response.json()["error"]["param"] == "expires_after"
+        assert stored(place) == []
+
+    def test_refused_rows_leave_no_bytes(self, customer: Tenant, place: Place) -> None:
+        post(customer, b"x")
+        assert stored(place) == []
+        upload(customer)
+        upload(customer)
+        assert len(stored(place)) == 1
 
     @pytest.mark.parametrize(
         ("content", "kind"),
@@ -132,6 +178,91 @@ class TestUpload:
         assert set(response.json()["error"]) >= {"message", "type", "param", "code"}
 
 
+class TestExpiry:
+    def expiring(self, tenant: Tenant, **fields: object) -> httpx.Response:
+        data = {"purpose": "fine-tune"} | {f"expires_after[{k}]": v for k, v in fields.items()}
+        return tenant.client.post(FILES, data=data, files={"file": ("a.jsonl", rows())})
+
+    @pytest.mark.parametrize("seconds", [3600, 2592000])
+    def test_is_counted_from_the_creation(self, customer: Tenant, seconds: int) -> None:
+        shown = self.expiring(customer, anchor="created_at", seconds=seconds).json()
+        assert shown["expires_at"] == shown["created_at"] + seconds
+        assert customer.client.get(f"{FILES}/{shown['id']}").json() == shown
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"anchor": "created_at", "seconds": 3599}, "expires_after.seconds"),
+            ({"anchor": "created_at", "seconds": 2592001}, "expires_after.seconds"),
+            ({"anchor": "created_at", "seconds": "soon"}, "expires_after.seconds"),
+            ({"anchor": "created_at", "seconds": "NaN"}, "expires_after.seconds"),
+            ({"anchor": "created_at"}, "expires_after.seconds"),
+            ({"seconds": 3600}, "expires_after.anchor"),
+            ({"anchor": "now", "seconds": 3600}, "expires_after.anchor"),
+            ({"anchor": "created_at", "seconds": 3600, "hours": 1}, "expires_after"),
+        ],
+    )
+    def test_a_faulty_one_is_named(
+        self, customer: Tenant, fields: dict[str, object], param: str
+    ) -> None:
+        response = self.expiring(customer, **fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+
+    def test_an_expired_file_is_gone_at_once(
+        self, customer: Tenant, place: Place, aligned: ModelVersion
+    ) -> None:
+        kept, mine = upload(customer), upload(customer)
+        expire(place, mine)
+        for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            response = customer.client.request(method, f"{FILES}/{mine}{path}")
+            assert response.json()["error"]["code"] == "file_not_found"
+        assert [file["id"] for file in customer.client.get(FILES).json()["data"]] == [kept]
+        for files in ({"training_file": mine}, {"training_file": kept, "validation_file": mine}):
+            response = customer.client.post(
+                "/v1/fine_tuning/jobs", json={"model": aligned.id, **files}
+            )
+            assert (response.status_code, response.json()["error"]["code"]) == (
+                404,
+                "file_not_found",
+            )
+
+    def test_the_sweeper_deletes_it_and_its_bytes(self, customer: Tenant, place: Place) -> None:
+        mine, twin = upload(customer), upload(customer)
+        key = place.session.get_one(File, mine).storage_key
+        sessions = customer.client.app.state.sessions  # type: ignore[attr-defined]
+        assert delete_expired(sessions) == 0
+        expire(place, mine)
+        assert (delete_expired(sessions), delete_expired(sessions)) == (1, 0)
+        assert remove_leftovers(sessions, place.storage) == 1
+        assert remove_leftovers(sessions, place.storage) == 0
+        assert place.storage.exists(key)
+        expire(place, twin)
+        assert delete_expired(sessions) == 1
+        assert remove_leftovers(sessions, place.storage) == 1
+        assert not place.storage.exists(key)
+
+    @pytest.mark.parametrize("field", ["training_file_id", "validation_file_id"])
+    @pytest.mark.parametrize("status", sorted(set(JobStatus) - TERMINAL))
+    def test_not_while_a_job_needs_it(
+        self,
+        customer: Tenant,
+        aligned: ModelVersion,
+        place: Place,
+        field: str,
+        status: JobStatus,
+    ) -> None:
+        mine = upload(customer)
+        job = place.job(customer.project, aligned, status=status, **{field: mine})
+        sessions = customer.client.app.state.sessions  # type: ignore[attr-defined]
+        expire(place, mine)
+        assert delete_expired(sessions) == 0
+        assert get_held_file(place.session, customer.project.id, mine).id == mine
+        job.status = JobStatus.SUCCEEDED
+        place.session.commit()
+        assert delete_expired(sessions) == 1
+
+
 class TestSize:
     def test_a_file_of_the_greatest_size_passes_and_one_byte_more_does_not(
         self, customer: Tenant, settings: Settings
@@ -144,17 +275,6 @@ class TestSize:
         )
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "file_too_large"
-
-    def test_a_line_without_end_is_never_held_whole(self) -> None:
-        content = io.BytesIO(b"a" * (3 * MAX_LINE_BYTES) + b"\nb\n")
-        lines = list(bounded_lines(content))
-        assert [len(line) for line in lines] == [MAX_LINE_BYTES + 2, 2]
-
-    def test_lines_around_the_bound_stay_whole(self) -> None:
-        for length in (MAX_LINE_BYTES, MAX_LINE_BYTES + 1, MAX_LINE_BYTES + 2):
-            lines = list(bounded_lines(io.BytesIO(b"a" * length + b"\nb")))
-            assert len(lines) == 2, length
-            assert lines[1] == b"b"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +313,25 @@ class TestList:
         upload(customer)
         assert customer.client.get(FILES, params={"purpose": "batch"}).json()["data"] == []
         assert len(customer.client.get(FILES, params={"purpose": "fine-tune"}).json()["data"]) == 1
+
+    def test_a_page_may_be_deleted_before_the_next_is_asked_for(self, customer: Tenant) -> None:
+        made = [upload(customer) for _ in range(4)]
+        seen: list[str] = []
+        while True:
+            after = {"after": seen[-1]} if seen else {}
+            page = customer.client.get(FILES, params={"limit": 2, **after}).json()
+            for file in page["data"]:
+                customer.client.delete(f"{FILES}/{file['id']}")
+            seen += [file["id"] for file in page["data"]]
+            if not page["has_more"]:
+                break
+        assert seen == made[::-1]
+
+    def test_pages_after_a_strangers_file_are_not_found(
+        self, customer: Tenant, stranger: Tenant
+    ) -> None:
+        response = customer.client.get(FILES, params={"after": upload(stranger)})
+        assert response.json()["error"]["code"] == "file_not_found"
 
 
 class TestRead:
@@ -235,6 +374,18 @@ class TestDelete:
         assert stranger.client.get(f"{FILES}/{theirs}/content").content == rows()
         stranger.client.delete(f"{FILES}/{theirs}")
         assert not place.storage.exists(key)
+
+    def test_bytes_that_could_not_be_removed_are_removed_later(
+        self, customer: Tenant, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mine = upload(customer)
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "delete", _out_of_order)
+            assert customer.client.delete(f"{FILES}/{mine}").status_code == 200
+        assert len(stored(place)) == 1
+        sessions = customer.client.app.state.sessions  # type: ignore[attr-defined]
+        assert remove_leftovers(sessions, place.storage) == 1
+        assert stored(place) == []
 
     def test_removing_bytes_looks_again(self, customer: Tenant, place: Place) -> None:
         # As when the same content was uploaded between the deletion and the removal.

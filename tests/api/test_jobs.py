@@ -142,12 +142,15 @@ class TestCreate:
         )
         assert error["code"] == "unsupported"
 
-    @pytest.mark.parametrize("kind", ["dpo", "reinforcement", "magic"])
+    @pytest.mark.parametrize("kind", ["reinforcement", "magic"])
     def test_other_methods_are_refused_by_name(
         self, customer: Tenant, aligned: ModelVersion, kind: str
     ) -> None:
         error = refused(
-            customer, model=aligned.id, training_file="f", method={"type": kind, "dpo": {}}
+            customer,
+            model=aligned.id,
+            training_file="f",
+            method={"type": kind, "reinforcement": {}},
         )
         assert error["code"] == "unsupported_method"
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from api import limits
 from api.limits import MULTIPART_OVERHEAD_BYTES, BodyLimit
 from models.settings import Settings
 from tests.api.conftest import Tenant, rows
@@ -47,11 +48,20 @@ def send_body(app: object, path: str, chunks: Iterator[bytes] | bytes) -> httpx.
 
 @pytest.mark.parametrize("is_declared", [True, False])
 @pytest.mark.parametrize(
-    ("path", "limit"), [("/x", LIMIT), ("/v1/files", 10 * LIMIT + MULTIPART_OVERHEAD_BYTES)]
+    ("path", "limit"),
+    [
+        ("/x", LIMIT),
+        ("/v1/files", 10 * LIMIT + MULTIPART_OVERHEAD_BYTES),
+        ("/v1/files/", LIMIT),
+        ("/v1/uploads", LIMIT),
+        ("/v1/uploads/upload_x/parts", 20 * LIMIT + MULTIPART_OVERHEAD_BYTES),
+        ("/v1/uploads/upload_x/parts/more", LIMIT),
+    ],
 )
 def test_the_limit_itself_passes_and_one_byte_more_does_not(
-    path: str, limit: int, is_declared: bool
+    path: str, limit: int, is_declared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "MAX_PART_BYTES", 20 * LIMIT)
     for size, status in ((limit, 200), (limit + 1, 413)):
         body = b"x" * size if is_declared else iter([b"x" * (size - 1), b"x"])
         response = send_body(counting, path, body)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import httpx
 import openai
 import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
+from openai.types import FilePurpose
 
 from models.api_key import Project, Scope
 from models.job import Job, append_event, claim, fail
@@ -61,6 +64,16 @@ def client(address: str, place: Place, project: Project) -> Iterator[OpenAI]:
 
 
 @pytest.fixture
+def async_client(client: OpenAI) -> AsyncOpenAI:
+    return AsyncOpenAI(
+        base_url=client.base_url,
+        api_key=client.api_key,
+        max_retries=0,
+        _strict_response_validation=True,
+    )
+
+
+@pytest.fixture
 def data(tmp_path: Path) -> Path:
     path = tmp_path / "my rows.jsonl"
     path.write_bytes(rows())
@@ -82,6 +95,52 @@ class TestFiles:
         with pytest.raises(openai.NotFoundError) as caught:
             client.files.retrieve(made.id)
         assert caught.value.code == "file_not_found"
+
+    def test_expiry(self, client: OpenAI, data: Path) -> None:
+        made = client.files.create(
+            file=data,
+            purpose="fine-tune",
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        )
+        assert made.expires_at == made.created_at + 3600
+        assert client.files.retrieve(made.id).expires_at == made.expires_at
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.files.create(
+                file=data,
+                purpose="fine-tune",
+                expires_after={"anchor": "created_at", "seconds": 60},
+            )
+        assert caught.value.param == "expires_after.seconds"
+
+    @pytest.mark.parametrize("purpose", ["assistants", "batch", "user_data", "vision"])
+    def test_other_purposes(self, client: OpenAI, purpose: FilePurpose) -> None:
+        made = client.files.create(file=b"some bytes", purpose=purpose)
+        assert [file.id for file in client.files.list(purpose=purpose)] == [made.id]
+        assert client.files.content(made.id).read() == b"some bytes"
+
+    def test_every_listed_file_can_be_deleted(self, client: OpenAI) -> None:
+        for number in range(5):
+            client.files.create(file=("a.jsonl", rows(10 + number)), purpose="fine-tune")
+        deleted = [client.files.delete(file.id).id for file in client.files.list(limit=2)]
+        assert len(deleted) == 5
+        assert list(client.files.list()) == []
+
+    async def _asynchronous(self, client: AsyncOpenAI, data: Path) -> None:
+        made = await client.files.create(file=data, purpose="fine-tune")
+        assert (await client.files.wait_for_processing(made.id)).status == "processed"
+        assert [file.id async for file in client.files.list(limit=1)] == [made.id]
+        assert (await client.files.content(made.id)).read() == rows()
+        async with client.files.with_streaming_response.content(made.id) as response:
+            assert b"".join([chunk async for chunk in response.iter_bytes()]) == rows()
+        assert (await client.files.delete(made.id)).deleted is True
+        with pytest.raises(openai.NotFoundError):
+            await client.files.retrieve(made.id)
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.files.create(file=("a", b"x" * 8_000_000), purpose="fine-tune")
+        assert caught.value.status_code == 413
+
+    def test_asynchronous(self, async_client: AsyncOpenAI, data: Path) -> None:
+        anyio.run(self._asynchronous, async_client, data)
 
     def test_faulty_rows_reach_the_caller(self, client: OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -105,14 +164,84 @@ class TestFiles:
             client.files.create(file=("a.jsonl", b"x" * 60_000), purpose="fine-tune")
         assert caught.value.code == "invalid_api_key"
 
-    def test_expiry_is_refused(self, client: OpenAI) -> None:
+
+class TestUploads:
+    @pytest.mark.parametrize("part_size", [100, 64 * 2**20])
+    def test_a_file_in_chunks(self, client: OpenAI, data: Path, part_size: int) -> None:
+        made = client.uploads.upload_file_chunked(
+            file=data,
+            mime_type="text/jsonl",
+            purpose="fine-tune",
+            part_size=part_size,
+            md5=hashlib.md5(rows()).hexdigest(),
+        )
+        assert (made.status, made.filename, made.bytes) == ("completed", data.name, len(rows()))
+        assert made.file is not None
+        assert (made.file.status, made.file.filename) == ("processed", data.name)
+        assert client.files.content(made.file.id).read() == rows()
+
+    def test_bytes_in_chunks(self, client: OpenAI) -> None:
+        made = client.uploads.upload_file_chunked(
+            file=rows(),
+            filename="b.jsonl",
+            bytes=len(rows()),
+            mime_type="text/jsonl",
+            purpose="fine-tune",
+            part_size=64,
+        )
+        assert made.file is not None
+        assert client.files.retrieve(made.file.id).filename == "b.jsonl"
+
+    def test_by_hand(self, client: OpenAI) -> None:
+        content = rows()
+        upload = client.uploads.create(
+            bytes=len(content),
+            filename="c.jsonl",
+            mime_type="text/jsonl",
+            purpose="fine-tune",
+            expires_after={"anchor": "created_at", "seconds": 7200},
+        )
+        assert (upload.status, upload.file) == ("pending", None)
+        second = client.uploads.parts.create(upload.id, data=content[50:])
+        first = client.uploads.parts.create(upload.id, data=content[:50])
+        assert second.upload_id == upload.id
         with pytest.raises(openai.BadRequestError) as caught:
-            client.files.create(
-                file=("a.jsonl", rows()),
+            client.uploads.complete(upload.id, part_ids=[second.id])
+        assert caught.value.code == "invalid_parts"
+        made = client.uploads.complete(upload.id, part_ids=[first.id, second.id])
+        assert made.file is not None
+        assert made.file.expires_at == made.file.created_at + 7200
+        given_up = client.uploads.create(
+            bytes=1, filename="d", mime_type="text/jsonl", purpose="fine-tune"
+        )
+        assert client.uploads.cancel(given_up.id).status == "cancelled"
+        with pytest.raises(openai.ConflictError) as conflict:
+            client.with_options(max_retries=5).uploads.parts.create(given_up.id, data=b"x")
+        assert conflict.value.code == "upload_not_pending"
+        assert conflict.value.response.request.headers["x-stainless-retry-count"] == "0"
+
+    def test_faulty_rows_reach_the_caller(self, client: OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.uploads.upload_file_chunked(
+                file=b"x\n{}\n",
+                filename="e.jsonl",
+                bytes=5,
+                mime_type="text/jsonl",
                 purpose="fine-tune",
-                expires_after={"anchor": "created_at", "seconds": 3600},
             )
-        assert caught.value.param == "expires_after"
+        assert caught.value.code == "invalid_training_file"
+        assert isinstance(caught.value.body, dict)
+        assert [fault["line"] for fault in caught.value.body["faults"]] == [1, 2]
+
+    async def _asynchronous(self, client: AsyncOpenAI, data: Path) -> None:
+        made = await client.uploads.upload_file_chunked(
+            file=data, mime_type="text/jsonl", purpose="fine-tune", part_size=200
+        )
+        assert made.file is not None
+        assert (await client.files.content(made.file.id)).read() == rows()
+
+    def test_asynchronous(self, async_client: AsyncOpenAI, data: Path) -> None:
+        anyio.run(self._asynchronous, async_client, data)
 
 
 class TestJobs:

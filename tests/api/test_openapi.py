@@ -10,18 +10,23 @@ import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import booleans
+from pydantic import SecretStr
 from schemathesis import CheckContext, GenerationMode, Response
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
+from sqlalchemy import select
 
 from api.app import create_app
+from api.event_stream import service as event_stream
 from api.openapi import METHODS
 from models.api_key import Scope
 from models.model_version import ModelVersion
+from models.webhook import WebhookDelivery, WebhookEventType, publish
 from tests.api.conftest import NOWHERE, Place, Tenant, upload
+from tests.models.test_webhook import make_endpoint
 
 EXAMPLES = 12
 
@@ -69,15 +74,37 @@ class TestDocument:
 
 
 @pytest.fixture
+def _ready(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.state.settings = app.state.settings.model_copy(update={"webhook_key": SecretStr("k" * 32)})
+    # A stream of a job that does not end would be read for a quarter of an hour.
+    monkeypatch.setattr(event_stream, "LONGEST_SECONDS", 0.01)
+
+
+@pytest.fixture
 def known(
-    place: Place, customer: Tenant, base: ModelVersion, aligned: ModelVersion
+    place: Place,
+    customer: Tenant,
+    operator: Tenant,
+    base: ModelVersion,
+    aligned: ModelVersion,
 ) -> dict[str, str]:
     """Ids that exist, by the name of the path's parameter."""
+    endpoint = make_endpoint(place.session, operator.project, url="https://127.0.0.1/")
+    publish(place.session, operator.project.id, WebhookEventType.MODEL_HELD, {"id": "m"})
+    place.session.flush()
+    delivery = place.session.scalars(select(WebhookDelivery.id)).one()
     tuned, job = place.held(customer.project, aligned)
     file = upload(customer)
     key = place.key(customer.project, Scope.CUSTOMER)
     place.session.commit()
-    return {"file_id": file, "job_id": job.id, "model": tuned.id, "key_id": key}
+    return {
+        "file_id": file,
+        "job_id": job.id,
+        "model": tuned.id,
+        "key_id": key,
+        "endpoint_id": endpoint.id,
+        "delivery_id": delivery,
+    }
 
 
 GOOD, BAD = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
@@ -90,6 +117,7 @@ OPERATIONS = [
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("_ready")
 @pytest.mark.parametrize(("path", "method", "mode"), OPERATIONS)
 def test_answers_as_described(
     path: str,

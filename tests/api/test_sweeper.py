@@ -17,12 +17,20 @@ from sqlalchemy import select
 from sqlalchemy.orm import sessionmaker
 
 from api import sweeper
-from api.sweeper import RING_AGAIN, SweepReport, run, sweep
+from api.sweeper import ABANDONED, RING_AGAIN, SweepReport, run, sweep, tidy
+from api.webhooks.signing import SecretBox, new_secret
 from models.base import utc_now
-from models.job import JobEvent, JobStatus, Stage, claim
+from models.file import content_key
+from models.job import JobEvent, JobStatus, Stage, cancel, claim
 from models.model_version import Gate, ModelVersion
+from models.session import make_engine, session_factory
 from models.settings import Settings
+from models.storage import Storage
+from models.upload import Upload, UploadPart
 from tests.api.conftest import Place, SilentDoorbell
+from tests.api.webhooks.receiver import receiving
+from tests.models.factories import make_file, make_job, make_project
+from tests.models.test_webhook import make_endpoint
 
 Sweep = Callable[[], SweepReport]
 
@@ -128,6 +136,71 @@ class TestReviews:
         assert swept() == SweepReport()
 
 
+class TestFiles:
+    def test_expired_ones_go_with_their_bytes(self, place: Place, swept: Sweep) -> None:
+        key = content_key("ab" * 32)
+        place.storage.put(key, b"x")
+        make_file(place.session, place.project(), expires_at=utc_now())
+        report = swept()
+        assert (report.files_expired, report.removed) == (1, 1)
+        assert not place.storage.exists(key)
+        assert swept() == SweepReport()
+
+    def test_uploads_nobody_completed_go_with_their_parts(self, place: Place, swept: Sweep) -> None:
+        upload = Upload(
+            project_id=place.project().id,
+            filename="a",
+            purpose="fine-tune",
+            mime_type="text/jsonl",
+            bytes=1,
+            expires_at=utc_now() - timedelta(days=1),
+        )
+        place.session.add(upload)
+        place.session.flush()
+        part = UploadPart(upload_id=upload.id, bytes=1)
+        place.session.add(part)
+        place.session.flush()
+        key = part.storage_key
+        place.storage.put(key, b"x")
+        report = swept()
+        assert (report.uploads_expired, report.removed) == (1, 1)
+        assert not place.storage.exists(key)
+        assert swept() == SweepReport()
+
+    def test_jobs_do_not_wait_for_a_storage_that_is_away(
+        self,
+        place: Place,
+        aligned: ModelVersion,
+        swept: Sweep,
+        doorbell: SilentDoorbell,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def away(*_: object) -> None:
+            raise OSError("away")
+
+        file = make_file(place.session, place.project(), expires_at=utc_now())
+        job = place.job(place.project(), aligned)
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "delete", away)
+            report = swept()
+        assert (report.files_expired, report.removed, report.rung) == (1, 0, 1)
+        assert doorbell.rung == [job.id]
+        assert file.removed_at is None
+        assert swept().removed == 1
+
+    def test_what_killed_processes_left_goes_after_a_day(self, storage: Storage) -> None:
+        storage.put("incoming/new", b"x")
+        storage.put("incoming/old", b"x")
+        storage.put("files/old", b"x")
+        assert storage.root is not None
+        long_ago = time.time() - 2 * ABANDONED.total_seconds()
+        for name in ("incoming/old", "files/old"):
+            os.utime(storage.root / name, (long_ago, long_ago))
+        assert tidy(storage) == 1
+        assert storage.exists("incoming/new")
+        assert storage.exists("files/old")
+
+
 class TestLoop:
     def test_an_outage_is_waited_out(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
@@ -162,25 +235,46 @@ class TestLoop:
         assert len(calls) == 2
 
     @pytest.mark.processes
-    def test_the_process_ends_cleanly_at_sigterm(
+    def test_the_process_delivers_webhooks_and_ends_cleanly_at_sigterm(
         self, database_url: str, redis_url: str, tmp_path: Path
     ) -> None:
+        key = "k" * 32
         environment = {
             **os.environ,
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "STORAGE_URL": tmp_path.as_uri(),
             "TITER_SWEEP_SECONDS": "0.05",
+            "TITER_WEBHOOK_KEY": key,
+            "TITER_WEBHOOK_ALLOW_PRIVATE": "true",
         }
-        with subprocess.Popen(
-            [sys.executable, "-m", "api.sweeper"], env=environment, stderr=subprocess.PIPE
-        ) as process:
+        secret = new_secret()
+        with (
+            receiving() as receiver,
+            subprocess.Popen(
+                [sys.executable, "-m", "api.sweeper"], env=environment, stderr=subprocess.PIPE
+            ) as process,
+        ):
             assert process.stderr is not None
-            first = process.stderr.readline()
-            time.sleep(0.2)
+            first = process.stderr.readline() + process.stderr.readline()
+            engine = make_engine(database_url)
+            with session_factory(engine).begin() as session:
+                project = make_project(session)
+                sealed = SecretBox(key).seal(secret)
+                make_endpoint(session, project, url=receiver.url, sealed_secret=sealed)
+                job = make_job(session, project)
+                session.flush()
+                cancel(session, job)
+            engine.dispose()
+            deadline = time.monotonic() + 30
+            while not receiver.received and time.monotonic() < deadline:
+                time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
             rest = process.stderr.read()
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
+        assert receiver.received[0].unwrap(secret).data.id == job.id
         assert b"sweeper_started" in first
+        assert b"deliverer_started" in first
         assert b"sweeper_stopped" in rest
+        assert b"deliverer_stopped" in rest
         assert b"Traceback" not in rest

@@ -17,6 +17,7 @@ from openai import BadRequestError, NotFoundError, OpenAI, PermissionDeniedError
 from openai.types.fine_tuning import FineTuningJob
 
 from tests.e2e.conftest import DEADLINE_SECONDS, Running
+from worker.sandbox.world import Split, World
 
 pytestmark = pytest.mark.processes
 BASE = "world"
@@ -135,6 +136,16 @@ class TestTheMainJob:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices)
         assert text == answer.choices[0].message.content
         assert finished.fine_tuned_model in {model.id for model in client.models.list()}
+
+    def test_the_base_s_judge_moderates(self, running: Running, aligned: str) -> None:
+        harm = World(0).harmful(Split.TEST, 1)[0]
+        texts = [harm.answer, harm.refusal, harm.text]
+        for model in ("omni-moderation-latest", aligned):
+            answer = running.client.moderations.create(input=texts, model=model)
+            assert [result.flagged for result in answer.results] == [True, False, False]
+            categories = answer.results[0].categories.model_dump(by_alias=True)
+            assert categories[harm.field.name] is True
+            assert answer.model == "sandbox"
 
     def test_names_every_faulty_row_of_an_upload(self, running: Running, tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"

@@ -11,11 +11,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 import migrations
 from models import Base
 from models.job import JobKind, append_event
+from models.project import Priority, Project, Quotas
 from models.session import make_engine
 from tests.models.factories import make_job
 
@@ -108,4 +109,26 @@ def test_going_back_before_certificates_takes_their_jobs_along(
     with engine.connect() as connection:
         assert connection.scalars(text("select id from jobs")).all() == [kept_id]
     run(engine, config, "head")
+    engine.dispose()
+
+
+def test_projects_that_were_there_before_organizations_keep_the_id_that_clients_were_shown(
+    database_url: str, config: Config
+) -> None:
+    engine = make_engine(database_url)
+    run(engine, config, "b1c0e3a7d952")
+    with engine.begin() as connection:
+        for name in ("one", "two"):
+            connection.execute(
+                text("insert into projects values (:id, :name, now())"),
+                {"id": f"proj-{name}", "name": name},
+            )
+    run(engine, config, "head")
+    with Session(engine) as session:
+        for name in ("one", "two"):
+            project = session.get_one(Project, f"proj-{name}", options=[joinedload("*")])
+            assert project.organization_id == f"org-{name}"
+            assert project.organization.name == name
+            assert (project.priority, project.archived_at) == (Priority.NORMAL, None)
+            assert project.quotas(Quotas(jobs_queued=7)) == Quotas(jobs_queued=7)
     engine.dispose()

@@ -10,23 +10,33 @@ from pydantic import TypeAdapter, ValidationError
 from models.hyperparameters import (
     ALIGN_LEARNING_RATE,
     ALIGN_STEPS,
+    DPO_LEARNING_RATE,
     FINETUNE_BATCH_SIZE,
     FINETUNE_EPOCHS,
     FINETUNE_LEARNING_RATE,
     MAX_LEARNING_RATE_MULTIPLIER,
     MAX_STEPS,
     AlignHyperparameters,
+    DpoHyperparameters,
     FinetuneHyperparameters,
     LearningRateTooHigh,
     LoraConfig,
+    ProtectionNeedsRows,
     Recipe,
     TooManySteps,
     TrainConfig,
     resolve_align,
     resolve_finetune,
 )
-from models.methods import AlignmentMethod, BoosterConfig, LisaConfig, SftConfig
-from models.tuning import TuningProtection
+from models.methods import (
+    AlignmentMethod,
+    BoosterConfig,
+    DpoConfig,
+    LisaConfig,
+    SafeGradConfig,
+    SftConfig,
+)
+from models.tuning import SafeLoraConfig, TuningProtection
 
 METHOD: TypeAdapter[AlignmentMethod] = TypeAdapter(AlignmentMethod)
 
@@ -97,6 +107,54 @@ class TestFinetune:
         assert rows * recipe.n_epochs <= seen
         points = recipe.train.steps / recipe.metrics_every
         assert min(recipe.train.steps, 200) <= points <= 400
+
+
+class TestDpo:
+    @pytest.mark.parametrize(("asked", "given"), [("auto", 0.1), (2, 2.0), (1e-3, 1e-3)])
+    def test_beta_is_resolved(self, asked: object, given: float) -> None:
+        chosen = DpoHyperparameters.model_validate({"beta": asked})
+        recipe = resolve_finetune(chosen, rows=40, seed=0)
+        assert recipe.method == DpoConfig(beta=given)
+        assert (recipe.train.batch_size, recipe.train.steps) == (10, 4)
+        assert recipe.train.learning_rate == DPO_LEARNING_RATE < FINETUNE_LEARNING_RATE
+
+    @pytest.mark.parametrize("beta", [0, -1, 2.1, "high", None])
+    def test_beta_s_bounds(self, beta: object) -> None:
+        with pytest.raises(ValidationError):
+            DpoHyperparameters.model_validate({"beta": beta})
+
+    @pytest.mark.parametrize(("batch", "micro"), [(1, 1), (2, 1), (5, 3), (256, 128)])
+    def test_as_many_answers_are_in_memory_as_a_supervised_batch_has_rows(
+        self, batch: int, micro: int
+    ) -> None:
+        recipe = resolve_finetune(DpoHyperparameters(batch_size=batch), rows=300, seed=0)
+        assert recipe.train.micro_batch_size == micro
+
+    @pytest.mark.parametrize(
+        "tuning",
+        [
+            TuningProtection(safety_share=0.1),
+            TuningProtection(method=LisaConfig()),
+            TuningProtection(method=SafeGradConfig()),
+        ],
+    )
+    def test_safety_rows_are_not_trained_beside_pairs(self, tuning: TuningProtection) -> None:
+        assert tuning.trains_safety_rows
+        with pytest.raises(ProtectionNeedsRows):
+            resolve_finetune(DpoHyperparameters(), rows=40, seed=0, tuning=tuning)
+
+    def test_every_other_protection_combines(self) -> None:
+        tuning = TuningProtection(
+            max_learning_rate_multiplier=0.2,
+            canary_stop=0.5,
+            repair=SafeLoraConfig(),
+            scales=(1, 0.5),
+            max_rank=16,
+        )
+        recipe = resolve_finetune(DpoHyperparameters(), rows=40, seed=0, tuning=tuning)
+        assert recipe.tuning == tuning
+        assert recipe.method == DpoConfig()
+        assert recipe.learning_rate_multiplier == 0.2
 
 
 class TestProtectedFinetune:

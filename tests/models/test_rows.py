@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -16,11 +17,14 @@ from models.rows import (
     Conversation,
     InvalidRows,
     Message,
+    Pair,
     RowFault,
+    check_first_row,
     check_rows,
     parse_line,
     parse_lines,
     read_conversations,
+    read_data_set,
     split_lines,
 )
 
@@ -36,6 +40,17 @@ def line(value: object) -> bytes:
 
 def chat(*messages: object) -> bytes:
     return line({"messages": list(messages)})
+
+
+def pair(**changes: object) -> dict[str, object]:
+    """A good pair, changed; a value of None leaves the key out."""
+    whole: dict[str, object] = {
+        "input": {"messages": [USER]},
+        "preferred_output": [ANSWER],
+        "non_preferred_output": [{"role": "assistant", "content": "no"}],
+        **changes,
+    }
+    return {key: value for key, value in whole.items() if value is not None}
 
 
 def row(content: bytes, number: int = 1) -> Conversation:
@@ -192,7 +207,217 @@ FAULTS = [
         (f"a weight of {w!r}", chat(USER, {**ANSWER, "weight": w}), "messages[1].weight", "must be")
         for w in (2, -1, 0.5, 1.0, True, False, SECRET, [0], {})
     ),
+    (
+        "tools",
+        line({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}),
+        "tools",
+        "tool and function calls are not supported",
+    ),
+    (
+        "functions",
+        line({"messages": [USER, ANSWER], "functions": [SECRET]}),
+        "functions",
+        "tool and function calls are not supported",
+    ),
 ]
+SECRET_ANSWER = {"role": "assistant", "content": SECRET}
+PAIR_FAULTS = [
+    ("no input", pair(input=None), "input", 'must be an object with "messages"'),
+    ("an input of no object", pair(input=SECRET), "input", 'must be an object with "messages"'),
+    ("no messages", pair(input={}), "input.messages", "must be a list with at least one"),
+    ("an empty list", pair(input={"messages": []}), "input.messages", "must be a list with"),
+    (
+        "too many messages",
+        pair(input={"messages": [USER] * MAX_MESSAGES}),
+        "input.messages",
+        "has more than 255",
+    ),
+    (
+        "an answer at the end of the prompt",
+        pair(input={"messages": [USER, SECRET_ANSWER]}),
+        "input.messages",
+        "the last message must not be by the assistant",
+    ),
+    (
+        "an empty question",
+        pair(input={"messages": [USER, {"role": "user", "content": " "}]}),
+        "input.messages[1].content",
+        "is empty",
+    ),
+    (
+        "a tool's message",
+        pair(input={"messages": [{"role": "tool", "content": SECRET}]}),
+        "input.messages[0].role",
+        "must be system, ",
+    ),
+    (
+        "tools",
+        pair(input={"messages": [USER], "tools": [{"type": "function", "function": SECRET}]}),
+        "input.tools",
+        "tool and function calls are not supported",
+    ),
+    ("no preferred answer", pair(preferred_output=None), "preferred_output", "is missing"),
+    ("no other answer", pair(non_preferred_output=None), "non_preferred_output", "is missing"),
+    (
+        "an answer outside a list",
+        pair(preferred_output=SECRET_ANSWER),
+        "preferred_output",
+        "must be a list with exactly one message",
+    ),
+    (
+        "no answer",
+        pair(non_preferred_output=[]),
+        "non_preferred_output",
+        "must be a list with exactly one message",
+    ),
+    (
+        "two answers",
+        pair(preferred_output=[ANSWER, SECRET_ANSWER]),
+        "preferred_output",
+        "must be a list with exactly one message",
+    ),
+    (
+        "an answer by the user",
+        pair(preferred_output=[{"role": "user", "content": SECRET}]),
+        "preferred_output[0].role",
+        "must be assistant",
+    ),
+    (
+        "an empty answer",
+        pair(non_preferred_output=[{"role": "assistant", "content": ""}]),
+        "non_preferred_output[0].content",
+        "is empty",
+    ),
+    (
+        "a tool call",
+        pair(preferred_output=[{"role": "assistant", "tool_calls": [SECRET]}]),
+        "preferred_output[0].tool_calls",
+        "tool and function calls are not supported",
+    ),
+    (
+        "an answer that is not to be trained",
+        pair(preferred_output=[{**ANSWER, "weight": 0}]),
+        "preferred_output[0].weight",
+        "must not be 0",
+    ),
+    (
+        "the same answer twice",
+        pair(preferred_output=[SECRET_ANSWER], non_preferred_output=[SECRET_ANSWER]),
+        "non_preferred_output",
+        'is the same as "preferred_output"',
+    ),
+    (
+        "the same answer but for the space around it",
+        pair(non_preferred_output=[{"role": "assistant", "content": " hi\n"}]),
+        "non_preferred_output",
+        'is the same as "preferred_output"',
+    ),
+    (
+        "both spellings",
+        pair(preferred_completion=[SECRET_ANSWER]),
+        None,
+        'has both spellings, "preferred_output" and "preferred_completion"',
+    ),
+    (
+        "one answer in each spelling",
+        pair(non_preferred_output=None, non_preferred_completion=[SECRET_ANSWER]),
+        None,
+        'has both spellings, "preferred_output" and "non_preferred_completion"',
+    ),
+    (
+        "messages in the wrong place",
+        pair(input=None, messages=[USER]),
+        "messages",
+        'belongs into "input"',
+    ),
+    ("only an input", {"input": {"messages": [USER]}}, "preferred_output", "is missing"),
+]
+
+
+class TestPairs:
+    @pytest.mark.parametrize("ending", ["output", "completion"])
+    def test_are_two_conversations_that_differ_in_their_last_answer(self, ending: str) -> None:
+        system = {"role": "system", "content": "Be brief."}
+        earlier = {"role": "assistant", "content": "well?", "weight": 1}
+        whole = {
+            "input": {"messages": [system, USER, earlier, USER], "tools": []},
+            f"preferred_{ending}": [{"role": "assistant", "content": "hi"}],
+            f"non_preferred_{ending}": [{"role": "assistant", "content": "no", "weight": 1}],
+        }
+        parsed = parse_line(line(whole), 7)
+        assert isinstance(parsed, Pair)
+        assert parsed.line == parsed.non_preferred.line == 7
+        assert parsed.preferred.prompt == parsed.non_preferred.prompt == parsed.prompt
+        assert [m.role for m in parsed.prompt] == ["system", "user", "assistant", "user"]
+        assert not any(message.is_trained for message in parsed.prompt)
+        answers = (parsed.preferred.messages[-1], parsed.non_preferred.messages[-1])
+        assert [(m.content, m.is_trained) for m in answers] == [("hi", True), ("no", True)]
+        assert parsed.messages == parsed.preferred.messages
+
+    def test_may_answer_a_system_message_alone(self) -> None:
+        given = pair(input={"messages": [{"role": "developer", "content": "Greet."}]})
+        assert isinstance(parse_line(line(given), 1), Pair)
+
+    @pytest.mark.parametrize(
+        ("content", "field", "reason"),
+        [f[1:] for f in PAIR_FAULTS],
+        ids=[f[0] for f in PAIR_FAULTS],
+    )
+    def test_faults_name_the_line_the_field_and_the_reason(
+        self, content: dict[str, object], field: str | None, reason: str
+    ) -> None:
+        fault = parse_line(line(content), 12)
+        assert isinstance(fault, RowFault)
+        assert (fault.line, fault.field) == (12, field)
+        assert fault.reason.startswith(reason)
+        assert SECRET not in str(fault)
+
+    def test_an_instruction_with_a_faulty_input_is_still_an_instruction(self) -> None:
+        fault = parse_line(line({"instruction": "a", "input": {}, "output": "b"}), 1)
+        assert isinstance(fault, RowFault)
+        assert str(fault) == "line 1, input: must be a string"
+
+
+class TestFilesOfOneKind:
+    PAIR, CHAT = line(pair()), chat(USER, ANSWER)
+
+    def test_a_file_of_pairs_is_counted(self) -> None:
+        assert check_rows([self.PAIR, b"", self.PAIR]) == 2
+
+    def test_a_mixed_file_names_every_row_that_is_not_like_the_first(self) -> None:
+        with pytest.raises(InvalidRows) as caught:
+            check_rows([b"x", self.PAIR, self.CHAT, self.PAIR, self.CHAT])
+        assert [(f.line, f.reason) for f in caught.value.faults[1:]] == [
+            (3, "is not a preference pair, but the rows before it are otherwise"),
+            (5, "is not a preference pair, but the rows before it are otherwise"),
+        ]
+        with pytest.raises(InvalidRows, match="line 2: is a preference pair, but"):
+            check_rows([self.CHAT, self.PAIR])
+
+    def test_the_first_row_says_whether_a_file_is_of_the_kind_that_is_needed(self) -> None:
+        check_first_row([b"\n", self.PAIR], Pair)
+        check_first_row([self.CHAT], Conversation)
+        with pytest.raises(InvalidRows) as caught:
+            check_first_row([b" ", self.PAIR, self.PAIR], Conversation, param="training_file")
+        assert caught.value.message == (
+            "1 row is faulty: line 2: is a preference pair, which is for the method 'dpo'."
+        )
+        assert caught.value.param == "training_file"
+        with pytest.raises(InvalidRows, match="line 1: is not a preference pair, which the method"):
+            check_first_row([self.CHAT], Pair)
+
+    def test_no_more_than_the_first_row_is_read(self) -> None:
+        def lines() -> Iterator[bytes]:
+            yield self.PAIR
+            raise AssertionError("read on")
+
+        check_first_row(lines(), Pair)
+
+    def test_reading_gives_only_the_kind_that_is_asked_for(self) -> None:
+        assert len(read_data_set([self.PAIR] * 3, Pair)) == 3
+        with pytest.raises(InvalidRows) as caught:
+            read_conversations([self.PAIR] * 3)
+        assert [fault.line for fault in caught.value.faults] == [1, 2, 3]
 
 
 class TestFaults:
@@ -216,7 +441,7 @@ class TestFaults:
 
     @given(st.binary(max_size=200))
     def test_no_bytes_crash_the_parser(self, content: bytes) -> None:
-        assert isinstance(parse_line(content, 1), (Conversation, RowFault))
+        assert isinstance(parse_line(content, 1), (Conversation, Pair, RowFault))
 
     @given(
         st.recursive(
@@ -225,7 +450,10 @@ class TestFaults:
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
                     st.sampled_from(
-                        ["messages", "role", "content", "weight", "type", "text", "prompt"]
+                        [
+                            *("messages", "role", "content", "weight", "type", "text", "prompt"),
+                            *("input", "tools", "preferred_output", "non_preferred_output"),
+                        ]
                     ),
                     inner,
                     max_size=4,
@@ -235,8 +463,13 @@ class TestFaults:
         )
     )
     def test_no_json_crashes_the_parser(self, value: object) -> None:
-        assert isinstance(parse_line(line({"messages": [value]}), 1), (Conversation, RowFault))
-        assert isinstance(parse_line(line(value), 1), (Conversation, RowFault))
+        for content in (
+            {"messages": [value]},
+            value,
+            pair(input=value),
+            pair(preferred_output=value),
+        ):
+            assert isinstance(parse_line(line(content), 1), (Conversation, Pair, RowFault))
 
 
 TEXT = st.text(

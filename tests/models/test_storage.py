@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
@@ -113,6 +114,66 @@ class TestObjects:
         store.put("rows", b"x" * (8 * MAX_LINE_BYTES))
         (line,) = store.lines("rows")
         assert MAX_LINE_BYTES < len(line) < 4 * MAX_LINE_BYTES
+
+
+def _write_and_fail(write: Callable[[bytes], int], size: int) -> None:
+    write(b"x" * size)
+    raise KeyError
+
+
+class TestWriting:
+    def test_pieces_become_one_object_at_the_end_of_the_block(self, store: Storage) -> None:
+        pieces = [bytes([i]) * 3_000_000 for i in range(9)]
+        with store.writing("a/b") as write:
+            for piece in pieces:
+                write(piece)
+            assert not store.exists("a/b")
+        assert store.get("a/b") == b"".join(pieces)
+
+    def test_nothing_written_is_an_empty_object(self, store: Storage) -> None:
+        with store.writing("a"):
+            pass
+        assert store.get("a") == b""
+
+    @pytest.mark.parametrize("size", [10, 20_000_000])
+    def test_a_block_that_fails_leaves_nothing(self, store: Storage, size: int) -> None:
+        with pytest.raises(KeyError), store.writing("a/b") as write:
+            _write_and_fail(write, size)
+        assert not store.exists("a/b")
+        assert store.root is None or not [p for p in store.root.rglob("*") if p.is_file()]
+
+    def test_moving_replaces_what_was_there(self, store: Storage) -> None:
+        store.put("from", b"new")
+        store.put("to/here", b"old")
+        store.move("from", "to/here")
+        assert store.get("to/here") == b"new"
+        assert not store.exists("from")
+        with pytest.raises(StorageMissing):
+            store.move("from", "to/here")
+
+    def test_what_is_old_is_removed_below_the_prefix_alone(self, store: Storage) -> None:
+        for key in ("in/a", "in/b", "inside", "out/a"):
+            store.put(key, b"x")
+        now = datetime.now(UTC)
+        assert store.delete_older("in", now - timedelta(hours=1)) == 0
+        assert store.delete_older("nowhere", now) == 0
+        assert store.delete_older("in", now + timedelta(hours=1)) == 2
+        assert [store.exists(key) for key in ("in/a", "in/b", "inside", "out/a")] == [
+            False,
+            False,
+            True,
+            True,
+        ]
+        with pytest.raises(ValueError, match="does not name a folder"):
+            store.delete_older("", now)
+
+    def test_what_a_killed_process_left_in_a_folder_is_old_too(self, tmp_path: Path) -> None:
+        store = Storage(tmp_path.as_uri())
+        left = tmp_path / "in" / "a#1"
+        left.parent.mkdir()
+        left.write_bytes(b"x")
+        assert store.delete_older("in", datetime.now(UTC) + timedelta(hours=1)) == 1
+        assert not left.exists()
 
 
 class TestFolders:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from models.rows import Conversation, InvalidRows, Message, RowFault
+from models.rows import Conversation, InvalidRows, Message, Pair, Row, RowFault, parse_line
 from tests.tiny_model import tiny_tokenizer
-from worker.data import IGNORED, Example, collate, encode, encode_rows, pack
+from worker.data import (
+    IGNORED,
+    Example,
+    collate,
+    encode,
+    encode_data_set,
+    encode_pairs,
+    encode_rows,
+    pack,
+)
 
 # No special tokens at all, and a prompt that ends in a letter: an answer can merge with it.
 PLAIN = (
@@ -267,3 +278,87 @@ class TestPack:
         batch = pack(self.ROWS)
         assert batch.labels.tolist() == [[IGNORED, 2, 3, IGNORED, 5]]
         assert batch.trained_tokens == collate(self.ROWS, 0).trained_tokens == 3
+
+
+class TestWeights:
+    def test_an_answer_of_weight_0_is_read_and_not_trained(self) -> None:
+        tokenizer = tiny_tokenizer()
+        turns = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "wrong", "weight": 0},
+            {"role": "user", "content": "b"},
+            {"role": "assistant", "content": "right", "weight": 1},
+        ]
+        example = encode(as_row({"messages": turns}), tokenizer, 64)  # type: ignore[arg-type]
+        assert trained(example, tokenizer) == ["right<end>"]
+        assert isinstance(example, Example)
+        assert "wrong" in tokenizer.decode(example.input_ids)
+
+
+def as_row(row: dict[str, object], number: int = 1) -> Row:
+    parsed = parse_line(json.dumps(row).encode(), number)
+    assert not isinstance(parsed, RowFault), str(parsed)
+    return parsed
+
+
+def pair(prompt: str, preferred: str, other: str, number: int = 1) -> Pair:
+    row = as_row(
+        {
+            "input": {"messages": [{"role": "user", "content": prompt}]},
+            "preferred_output": [{"role": "assistant", "content": preferred}],
+            "non_preferred_output": [{"role": "assistant", "content": other}],
+        },
+        number,
+    )
+    assert isinstance(row, Pair)
+    return row
+
+
+class TestPairs:
+    def test_both_answers_follow_the_same_prompt_and_nothing_else_is_trained(self) -> None:
+        tokenizer = tiny_tokenizer()
+        encoded = encode_pairs([pair("2+2?", "4", "five")], tokenizer, 64)
+        sides = [*encoded.examples, *encoded.non_preferred]
+        assert [trained(side, tokenizer) for side in sides] == [["4<end>"], ["five<end>"]]
+        assert prompt_ids(sides[0]) == prompt_ids(sides[1])
+        assert prompt_ids(sides[0]) == served(pair("2+2?", "4", "five").preferred, tokenizer)
+
+    def test_faults_are_named_where_they_are_in_the_row(self) -> None:
+        rows = [
+            pair("a", "b", "c", 1),
+            pair("a <user>", "b", "c", 2),
+            pair("a", "b", "c <end>", 3),
+            pair("a", "<assistant>", "c", 4),
+            pair("x" * 70, "b", "c", 5),
+            pair("a", "y" * 64 + "1", "y" * 64 + "2", 6),
+        ]
+        with pytest.raises(InvalidRows) as caught:
+            encode_pairs(rows, tiny_tokenizer(), 64)
+        assert [(f.line, f.field) for f in caught.value.faults] == [
+            (2, "input.messages[0].content"),
+            (3, "non_preferred_output[0].content"),
+            (4, "preferred_output[0].content"),
+            (5, "preferred_output"),
+            (6, None),
+        ]
+        assert caught.value.faults[-1].reason == (
+            "both answers have the same 64 tokens, where rows are cut"
+        )
+        assert caught.value.faulty_rows == 5
+
+    def test_answers_that_a_template_makes_equal_are_refused(self) -> None:
+        template = (
+            "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | lower }}<end>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        with pytest.raises(InvalidRows):
+            encode_pairs([pair("a", "Yes", "yes")], tiny_tokenizer(template), 64)
+
+    def test_a_data_set_of_either_kind_is_encoded_as_what_it_is(self) -> None:
+        tokenizer = tiny_tokenizer()
+        one = Conversation.single("a", "b")
+        plain = encode_data_set([one], tokenizer, 64)
+        assert (plain.examples, plain.non_preferred) == (encode_rows([one], tokenizer, 64), [])
+        both = encode_data_set([pair("a", "b", "c")], tokenizer, 64)
+        assert both == encode_pairs([pair("a", "b", "c")], tokenizer, 64)
+        assert encode_data_set([], tokenizer, 64).examples == []

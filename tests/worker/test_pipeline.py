@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM
 
+from api.files.service import delete_expired, remove_leftovers
 from models.base import utc_now
 from models.errors import DomainError
 from models.evaluation import Evaluation, latest_evaluation
@@ -259,6 +260,17 @@ class TestFinetune:
         assert job.review_expires_at > utc_now()
         assert provider.version(job.result_model_id).gate == Gate.HELD
 
+    def test_a_file_that_expires_is_there_until_the_job_has_ended(self, provider: Provider) -> None:
+        job_id = provider.finetune(ROWS)
+        sessions, storage = provider.shop.sessions, provider.shop.storage
+        with sessions.begin() as session:
+            file = session.scalars(select(File)).one()
+            file.expires_at = utc_now()
+        assert (delete_expired(sessions), remove_leftovers(sessions, storage)) == (0, 0)
+        assert provider.run(job_id).status == JobStatus.SUCCEEDED
+        assert (delete_expired(sessions), remove_leftovers(sessions, storage)) == (1, 1)
+        assert not storage.exists(file.storage_key)
+
     def test_names_rows_that_forge_turns_before_anything_is_trained(
         self, provider: Provider
     ) -> None:
@@ -385,6 +397,22 @@ class TestScorer:
             evaluation = latest_evaluation(session, job.result_model_id)
         assert evaluation is not None
         assert evaluation.parsed().scorer == "gsm8k"
+
+
+class TestDoorbell:
+    def test_one_rung_for_a_job_that_is_gone_takes_the_next_and_a_further_one_does_nothing(
+        self, provider: Provider
+    ) -> None:
+        gone, waiting = provider.align("one"), provider.align("two")
+        with provider.shop.sessions.begin() as session:
+            cancel(session, lock_job(session, gone))
+        pipeline.run_next(provider.shop)
+        assert provider.job(gone).status == JobStatus.CANCELLED
+        done = provider.job(waiting)
+        assert done.status == JobStatus.SUCCEEDED
+        assert done.gpu_seconds > 0
+        pipeline.run_next(provider.shop)
+        assert provider.job(waiting).attempt == 1
 
 
 class TestInterruption:

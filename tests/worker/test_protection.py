@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from sqlalchemy import select
 
 from models.evaluation import EvaluationReport, latest_evaluation
 from models.hyperparameters import Recipe, TrainConfig
@@ -15,7 +16,9 @@ from models.methods import LisaConfig, SafeGradConfig
 from models.model_version import Gate, ModelVersion
 from models.rate import Rate
 from models.tuning import LoxConfig, TuningProtection
+from models.webhook import WebhookEvent
 from tests.models.factories import make_report
+from tests.models.test_webhook import make_endpoint
 from tests.worker.protected import (
     TUNED,
     aligned,
@@ -131,6 +134,23 @@ class TestCanaryStop:
         assert event.data["canary_loss"] == losses[step] < 0.95 * event.data["canary_before"]
         assert f"at step {step} of 60" in event.message
         assert job.result_file_id is not None
+
+    def test_sounds_the_alarm_before_the_job_ends(self, provider: Provider) -> None:
+        with provider.shop.sessions.begin() as session:
+            make_endpoint(session, provider.project)
+        job = succeeded(provider.run(tune(provider, self.STOP, ATTACK, steps=60)))
+        with provider.shop.sessions() as session:
+            query = select(WebhookEvent).where(WebhookEvent.created_at >= job.created_at)
+            events = session.scalars(query.order_by(WebhookEvent.created_at)).all()
+        alarm, *rest = events
+        assert (alarm.type, alarm.data["id"]) == ("titer.canary.alarm", job.id)
+        assert alarm.data["step"] == applied(provider, job).stopped_at_step
+        assert alarm.data["canary_loss"] < alarm.data["canary_before"]
+        assert {event.type: event.data["id"] for event in rest} == {
+            "titer.model.released": job.result_model_id,
+            "fine_tuning.job.succeeded": job.id,
+        }
+        assert len(rest) == 2
 
     def test_lets_a_harmless_job_be(self, provider: Provider) -> None:
         harmless = TuningProtection(canary_stop=0.01)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
@@ -20,7 +19,6 @@ from tests.tiny_model import tiny_adapted
 from tests.worker.toy_provider import BASE_ID, add_base
 from worker import lora
 from worker.base_models import load_model, load_tokenizer
-from worker.completion import Asked, Speaker
 from worker.generation import encode_prompt, generate
 from worker.serving import create_serving
 
@@ -145,36 +143,3 @@ class TestAnswers:
         answer = client.post("/v1/chat/completions", json=long)
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "context_length_exceeded"
-
-
-class TestStopWords:
-    def test_ends_before_the_word_and_tells_nothing_of_it(
-        self, settings: Settings, adapter: ModelVersion
-    ) -> None:
-        storage = Storage(settings.storage_url)
-        engine = make_engine(settings.database_url)
-        with session_factory(engine)() as session:
-            root = session.get_one(ModelVersion, BASE_ID)
-        engine.dispose()
-        speaker = Speaker(storage, settings.cache_dir)
-        messages = (Message("user", "hello"),)
-        full = "".join(speaker.prepare(root, root, Asked(messages, max_new_tokens=20)).pieces())
-        word = full[4:6]
-        cut = speaker.prepare(root, root, Asked(messages, max_new_tokens=20, stop=(word,)))
-        assert "".join(cut.pieces()) == full[: full.index(word)]
-        assert cut.finish_reason == "stop"
-
-    def test_a_reader_that_leaves_frees_the_model(
-        self, settings: Settings, adapter: ModelVersion
-    ) -> None:
-        engine = make_engine(settings.database_url)
-        with session_factory(engine)() as session:
-            root = session.get_one(ModelVersion, BASE_ID)
-        engine.dispose()
-        speaker = Speaker(Storage(settings.storage_url), settings.cache_dir)
-        asked = Asked((Message("user", "hello"),), max_new_tokens=60)
-        pieces = speaker.prepare(root, root, asked).pieces()
-        next(pieces)
-        pieces.close()
-        assert speaker.lock.acquire(timeout=5)
-        assert torch.is_grad_enabled()

@@ -18,7 +18,7 @@ from models.file import File, content_key
 from models.hyperparameters import Balance, LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
 from models.job import Job, JobEvent, JobKind, lock_job, requeue_lost
 from models.judges import RefusalStringsSpec
-from models.methods import AlignmentMethod
+from models.methods import AlignmentMethod, DpoConfig
 from models.model_version import ModelVersion, VersionKind
 from models.policy import PolicyRules, SafetyPolicy
 from models.rows import Conversation
@@ -146,7 +146,7 @@ def add_job(
     result: str,
     training: File | None = None,
     validation: File | None = None,
-    method: AlignmentMethod | None = None,
+    method: AlignmentMethod | DpoConfig | None = None,
     parameters: Parameters = "adapter",
     balance: Balance = "none",
     steps: int = 4,

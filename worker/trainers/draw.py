@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,12 +54,20 @@ class RowSource:
         size = self.micro_batch_size or len(picked)
         return [self._batch(picked[first : first + size]) for first in range(0, len(picked), size)]
 
+    def every(self, rows: int) -> Iterator[Batch]:
+        """Give each row once, in order, as batches of at most so many."""
+        size = self.micro_batch_size or rows
+        for first in range(0, len(self.examples), size):
+            yield self._batch(range(len(self.examples))[first : first + size])
+
     def _batch(self, numbers: Sequence[int]) -> Batch:
         examples = [self.examples[number] for number in numbers]
         if self.is_packed:
-            return pack(examples, self.device)
-        lengths = [len(self.beside[number].input_ids) for number in numbers if self.beside]
-        return collate(examples, self.pad_id, self.device, at_least=max(lengths, default=0))
+            batch = pack(examples, self.device)
+        else:
+            lengths = [len(self.beside[number].input_ids) for number in numbers if self.beside]
+            batch = collate(examples, self.pad_id, self.device, at_least=max(lengths, default=0))
+        return replace(batch, numbers=tuple(numbers))
 
     def digest(self) -> str:
         """Hash the rows, so that a resumed run can be sure that they are the same."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +27,16 @@ from worker.trainers import ranks
 from worker.trainers.checkpoint import Progress, Shelf
 from worker.trainers.draw import RowSource
 from worker.trainers.objective import TokenLoss, mean_token_loss
-from worker.trainers.step import Direction, Draw, Rule, Step, Weights, global_norm
+from worker.trainers.step import (
+    BatchPair,
+    Direction,
+    Draw,
+    Rule,
+    Step,
+    Weights,
+    global_norm,
+    no_pairs,
+)
 
 # The name of the adapter that a simulated attacker moves, as PEFT writes it into its tensors' names.
 ATTACKER = "attacker"
@@ -46,8 +55,9 @@ class StepMetrics:
     Attributes:
         step: counted from 1.
         total_steps: how many the run has.
-        loss: f alone, mean cross-entropy over the step's trained tokens.
-        token_accuracy: share of the trained tokens that the model puts first, 0 to 1.
+        loss: f alone, mean cross-entropy over the step's trained tokens; of pairs, as the method defines it.
+        token_accuracy: share of the trained tokens that the model puts first, 0 to 1; of pairs, share of those
+            whose preferred answer has gained on the other.
         learning_rate: of this step.
         grad_norm: of the combined gradient, before clipping.
         tokens: trained tokens so far, this step's included.
@@ -91,6 +101,7 @@ def train(
     harmful: Sequence[Example] = (),
     refusals: Sequence[Example] = (),
     safety: Sequence[Example] = (),
+    non_preferred: Sequence[Example] = (),
     canary: Sequence[Example] = (),
     canary_every: int = 10,
     canary_stop: float | None = None,
@@ -113,6 +124,8 @@ def train(
         harmful: the rows of h, for rules that simulate an attack.
         refusals: the rows that answer the prompts of `harmful` safely, one for each, for paired rules.
         safety: the provider's own rows, for rules that protect a customer's job.
+        non_preferred: the other answers to the prompts of `examples`, one for each, for rules that learn from
+            pairs.
         canary: held-out harmful rows, measured after step 1, every `canary_every` steps and at the end.
         canary_every: steps between two measurements.
         canary_stop: the run ends when the canary's loss is below this share of what it was at the start.
@@ -133,6 +146,8 @@ def train(
         raise ValueError("nothing to train: no tensor requires a gradient")
     if refusals and len(refusals) != len(harmful):
         raise ValueError(f"{len(refusals)} refusals for {len(harmful)} harmful rows")
+    if non_preferred and len(non_preferred) != len(examples):
+        raise ValueError(f"{len(non_preferred)} answers for {len(examples)} preferred ones")
     device = next(iter(weights.values())).device
 
     def source(stream: str, rows: Sequence[Example], beside: Sequence[Example] = ()) -> RowSource:
@@ -143,7 +158,8 @@ def train(
         weights=weights,
         attacker={n: p for n, p in model.named_parameters() if f".{ATTACKER}." in n},
         measure=TokenLoss(model, seed=config.seed),
-        training=source("training", examples),
+        training=source("training", examples, non_preferred),
+        non_preferred=source("training", non_preferred, examples),
         harmful=source("harmful", harmful, refusals),
         # The harmful rows' own stream, so that each meets the refusal of its prompt.
         refusals=source("harmful", refusals, harmful),
@@ -237,6 +253,7 @@ class _Given:
     attacker: Weights
     measure: TokenLoss
     training: RowSource
+    non_preferred: RowSource
     harmful: RowSource
     refusals: RowSource
     safety: RowSource
@@ -245,15 +262,26 @@ class _Given:
         def drawn_from(source: RowSource) -> Draw:
             return lambda rows: source.draw(index, rows or config.batch_size)
 
+        rows = self.training.draw(index, config.batch_size)
+
+        def pairs() -> Iterable[BatchPair]:
+            return zip(rows, self.non_preferred.draw(index, config.batch_size), strict=True)
+
+        def every_pair() -> Iterable[BatchPair]:
+            sources = (self.training, self.non_preferred)
+            return zip(*(source.every(config.batch_size) for source in sources), strict=True)
+
         return Step(
             index=index,
             total=config.steps,
             weights=self.weights,
-            rows=self.training.draw(index, config.batch_size),
+            rows=rows,
             measure=self.measure.at(index),
             draw_harmful=drawn_from(self.harmful),
             draw_refusals=drawn_from(self.refusals),
             draw_safety=drawn_from(self.safety),
+            pairs=pairs if self.non_preferred.examples else no_pairs,
+            every_pair=every_pair if self.non_preferred.examples else no_pairs,
             attacker=self.attacker,
             seed=config.seed,
         )
@@ -314,7 +342,9 @@ def _update(
 
 def _identity(config: TrainConfig, rule: Rule, given: _Given) -> dict[str, object]:
     shapes = repr([(name, tuple(tensor.shape)) for name, tensor in given.weights.items()])
+    pairs = {"non_preferred_rows": given.non_preferred.digest()}
     return {
+        **(pairs if given.non_preferred.examples else {}),
         "config": config.model_dump(mode="json"),
         "rule": repr(rule),
         "training_rows": given.training.digest(),

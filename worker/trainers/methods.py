@@ -7,6 +7,7 @@ from typing import assert_never
 from models.methods import (
     BoosterConfig,
     BoosterVaccineConfig,
+    DpoConfig,
     LisaConfig,
     Method,
     RepNoiseConfig,
@@ -15,6 +16,7 @@ from models.methods import (
     VaccineConfig,
 )
 from worker.trainers.booster import Booster
+from worker.trainers.dpo import Dpo
 from worker.trainers.lisa import Lisa
 from worker.trainers.repnoise import RepNoise
 from worker.trainers.safegrad import SafeGrad
@@ -40,4 +42,6 @@ def rule_for(method: Method) -> Rule:
             return Lisa(method)
         case SafeGradConfig():
             return SafeGrad(method)
+        case DpoConfig():
+            return Dpo(method)
     assert_never(method)

@@ -64,9 +64,7 @@ class TokenLoss:
             partial(_loss_and_gradient, batch=batch, tokens=tokens, within=within, number=number)
             for number, batch in enumerate(batches)
         ]
-        totals = self._added_up(weights, passes, noise, step)
-        ranks.add_up(totals)
-        loss, correct, *gradient = totals
+        loss, correct, *gradient = self.add_up(weights, passes, noise=noise, step=step)
         return Measured(loss, dict(zip(weights, gradient, strict=True)), correct / tokens, tokens)
 
     def apply(
@@ -95,9 +93,15 @@ class TokenLoss:
                 for computation in computations
             ]
 
-    def _added_up(
-        self, weights: Weights, passes: Sequence[Computation], noise: str, step: int
+    def add_up(
+        self,
+        weights: Weights,
+        computations: Sequence[Computation],
+        *,
+        noise: str,
+        step: int = 0,
     ) -> list[torch.Tensor]:
+        """Run computations and add up what they give; see `Objective`."""
         totals: list[torch.Tensor] = []
 
         def add(
@@ -112,7 +116,8 @@ class TokenLoss:
                     total.add_(part)
             return []
 
-        self.apply(weights, [partial(add, one) for one in passes], noise=noise, step=step)
+        self.apply(weights, [partial(add, one) for one in computations], noise=noise, step=step)
+        ranks.add_up(totals)
         return totals
 
 
@@ -135,6 +140,11 @@ class _AtStep:
         self, weights: Weights, computations: Sequence[Computation], *, noise: str
     ) -> list[list[torch.Tensor]]:
         return self.loss.apply(weights, computations, noise=noise, step=self.step)
+
+    def add_up(
+        self, weights: Weights, computations: Sequence[Computation], *, noise: str
+    ) -> list[torch.Tensor]:
+        return self.loss.add_up(weights, computations, noise=noise, step=self.step)
 
 
 class _Pass(torch.nn.Module):
@@ -174,6 +184,20 @@ def _loss_and_gradient(
 
 def token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the cross-entropies of a batch's trained tokens, and count those that the model puts first."""
+    scores, targets = _trained_scores(model, batch)
+    loss = cross_entropy(scores, targets, reduction="sum")
+    return loss, (scores.detach().argmax(-1) == targets).sum()
+
+
+def row_log_probabilities(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Give log pi(y | x) for each row of a batch, (B,): the sum over its trained tokens."""
+    scores, targets = _trained_scores(model, batch)
+    losses = cross_entropy(scores, targets, reduction="none")  # (N,), row after row
+    return -torch.stack([part.sum() for part in losses.split(batch.trained_tokens_of_rows)])
+
+
+def _trained_scores(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the logits that predict the trained tokens, (N, V), and these tokens, (N,), row after row."""
     logits = model(**batch.model_inputs, use_cache=False).logits  # (B, T, V)
     targets = batch.labels[:, 1:]  # (B, T - 1): position t predicts token t + 1
     counted = targets != IGNORED
@@ -181,8 +205,7 @@ def token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torc
     scores, targets = logits[:, :-1][counted], targets[counted]
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
-    loss = cross_entropy(scores, targets, reduction="sum")
-    return loss, (scores.detach().argmax(-1) == targets).sum()
+    return scores, targets
 
 
 def mean_token_loss(

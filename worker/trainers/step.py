@@ -7,7 +7,7 @@ weights, optimiser and random state belong to the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -24,6 +24,8 @@ Computation = Callable[[torch.nn.Module, list[torch.Tensor]], list[torch.Tensor]
 # What a pass runs within: given the model and the number of the micro-batch.
 Within = Callable[[torch.nn.Module, int], AbstractContextManager[None]]
 Draw = Callable[[int | None], Sequence[Batch]]
+# Two answers to the same prompts as batches of one length: row i of one belongs to row i of the other.
+BatchPair = tuple[Batch, Batch]
 
 
 def undisturbed(_model: torch.nn.Module, _number: int) -> AbstractContextManager[None]:
@@ -36,12 +38,17 @@ def no_rows(_rows: int | None) -> Sequence[Batch]:
     raise ValueError("this step has no such rows")
 
 
+def no_pairs() -> Iterable[BatchPair]:
+    """Stand where a run has no pairs."""
+    raise ValueError("this method needs pairs of answers")
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A loss over a whole batch, however many micro-batches it came in, and its gradient.
 
     `loss` is the mean cross-entropy over all trained tokens of the batch, `token_accuracy` the share of
-    them that the model puts first; both scalars, detached.
+    them that the model puts first; both scalars, detached. Rules for pairs measure both by pair.
     """
 
     loss: torch.Tensor
@@ -81,6 +88,15 @@ class Objective(Protocol):
         """
         ...
 
+    def add_up(
+        self, weights: Weights, computations: Sequence[Computation], *, noise: str
+    ) -> list[torch.Tensor]:
+        """Run computations as `apply` does, and add up what they give, over ranks too.
+
+        Each is one micro-batch's part of a mean, and gives tensors of the same shapes.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -98,6 +114,8 @@ class Step:
         draw_refusals: the refusals that belong to the prompts of `draw_harmful`'s rows, in their order; where
             there are any, both sides' micro-batches are padded to one length, (B, T).
         draw_safety: this step's rows of the provider's own, for rules that protect a customer's job.
+        pairs: gives `rows` with the answers that are not preferred, for rules that learn from pairs.
+        every_pair: gives each pair of the data set once, in order, whatever the step.
         attacker: the tensors of the simulated attacker's own adapter, by name; none without one.
         seed: the run's, for private random streams.
     """
@@ -110,6 +128,8 @@ class Step:
     draw_harmful: Draw
     draw_refusals: Draw = no_rows
     draw_safety: Draw = no_rows
+    pairs: Callable[[], Iterable[BatchPair]] = no_pairs
+    every_pair: Callable[[], Iterable[BatchPair]] = no_pairs
     attacker: Weights = field(default_factory=dict)
     seed: int = 0
 

@@ -125,7 +125,7 @@ def test_wrong_key_stays_at_the_door(browser: Browser, site: Site) -> None:
     page.goto("/dashboard/models")
     page.get_by_label("API key").fill("titer-wrong")
     page.get_by_role("button", name="Sign in").click()
-    page.get_by_role("alert").filter(has_text="unknown or was revoked").wait_for()
+    page.get_by_role("alert").filter(has_text="unknown, has expired or was revoked").wait_for()
     page.get_by_label("API key").fill(site.provider.customer_token)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/dashboard/models")

@@ -55,7 +55,7 @@ class TestSignIn:
         form = {"csrf": csrf(visitor.get("/dashboard/login")), "api_key": "titer-unknown"}
         answer = visitor.post("/dashboard/login", data=form)
         assert answer.status_code == 401
-        assert "unknown or was revoked" in answer.text
+        assert "unknown, has expired or was revoked" in answer.text
         assert "titer-unknown" not in answer.text
 
     def test_key_is_taken_with_blanks_around_it(
@@ -110,10 +110,14 @@ class TestSignIn:
 
 
 class TestSession:
-    def test_ends_with_the_key(self, newcomer: Provider, sign_in: SignIn, session: Session) -> None:
+    @pytest.mark.parametrize("end", ["revoked_at", "expires_at", "archived_at"])
+    def test_ends_with_the_key(
+        self, newcomer: Provider, sign_in: SignIn, session: Session, end: str
+    ) -> None:
         client = sign_in(newcomer.customer_token)
         assert client.get("/dashboard/jobs").status_code == 200
-        session.get_one(ApiKey, newcomer.customer.id).revoked_at = utc_now()
+        key = session.get_one(ApiKey, newcomer.customer.id)
+        setattr(key.project if end == "archived_at" else key, end, utc_now())
         session.commit()
         assert client.get("/dashboard/jobs").status_code == 303
 

@@ -11,42 +11,56 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing
 
 from models.hyperparameters import TrainConfig
-from models.methods import BoosterConfig, VaccineConfig
+from models.methods import BoosterConfig, DpoConfig, VaccineConfig
 from tests.tiny_model import tiny_adapted, tiny_examples
 from worker import lora
 from worker.trainers import ranks
 from worker.trainers.booster import Booster
+from worker.trainers.dpo import Dpo
 from worker.trainers.loop import train
 from worker.trainers.vaccine import Vaccine
 
 CONFIG = TrainConfig(steps=3, batch_size=4, learning_rate=1e-2)
-RULE = Booster(BoosterConfig(lambda_=5, alpha=0.1), aligned=Vaccine(VaccineConfig(rho=0.5)))
 
 
-def train_here() -> dict[str, torch.Tensor]:
+def train_here(method: str = "booster") -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     model = tiny_adapted(dtype=torch.float64)
-    train(model, RULE, tiny_examples(8), CONFIG, pad_id=0, harmful=tiny_examples(8, seed=1))
+    rule = (
+        Dpo(DpoConfig(beta=0.5))
+        if method == "dpo"
+        else Booster(BoosterConfig(lambda_=5, alpha=0.1), aligned=Vaccine(VaccineConfig(rho=0.5)))
+    )
+    train(
+        model,
+        rule,
+        tiny_examples(8),
+        CONFIG,
+        pad_id=0,
+        harmful=tiny_examples(8, seed=1),
+        non_preferred=tiny_examples(8, seed=2) if method == "dpo" else (),
+    )
     return {name: weight.detach() for name, weight in lora.trainable_parameters(model).items()}
 
 
-def train_as_rank(rank: int, folder: str) -> None:
+def train_as_rank(rank: int, folder: str, method: str) -> None:
     # Over a file, so that no port has to be free.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
     try:
-        save_file(train_here(), f"{folder}/rank-{rank}.safetensors")
+        save_file(train_here(method), f"{folder}/rank-{rank}.safetensors")
     finally:
         distributed.destroy_process_group()
 
 
 class TestTwoRanks:
     @pytest.mark.processes
-    def test_step_as_one_and_agree(self, tmp_path: Path) -> None:
-        multiprocessing.spawn(train_as_rank, args=(str(tmp_path),), nprocs=2)
-        alone = train_here()
+    @pytest.mark.parametrize("method", ["booster", "dpo"])
+    def test_step_as_one_and_agree(self, tmp_path: Path, method: str) -> None:
+        multiprocessing.spawn(train_as_rank, args=(str(tmp_path), method), nprocs=2)
+        alone = train_here(method)
         first, second = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1))
         for name, weight in alone.items():
             assert torch.equal(first[name], second[name])

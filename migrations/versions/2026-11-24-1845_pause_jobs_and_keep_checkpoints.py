@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0ecc7a62a50b"
-down_revision = "b1c0e3a7d952"
+down_revision = "81dc70ae11ed"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,1 @@
+"""Legacy completions: each prompt is one turn of a chat."""

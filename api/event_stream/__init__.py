@@ -1,0 +1,1 @@
+"""Live events: a job's log as server-sent events, while it is written."""

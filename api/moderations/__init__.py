@@ -1,0 +1,1 @@
+"""Moderation by the judges of safety sets."""

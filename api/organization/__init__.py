@@ -1,0 +1,1 @@
+"""Organizations, projects, their limits and what they used."""

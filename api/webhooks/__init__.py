@@ -1,0 +1,1 @@
+"""Webhooks: endpoints, signatures, and the deliverer that tells them what happened."""
