@@ -23,7 +23,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     touch README.md LICENSE \
- && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt '.[worker]'
+ && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt '.[worker,wandb]'
 
 COPY README.md LICENSE ./
 COPY migrations migrations

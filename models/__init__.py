@@ -10,6 +10,7 @@ from models.data_risk import ScreenedRow, Screening
 from models.evaluation import Evaluation
 from models.file import File
 from models.job import Job, JobEvent
+from models.job_checkpoint import JobCheckpoint
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.project import Organization, Project
@@ -26,6 +27,7 @@ __all__ = [
     "Evaluation",
     "File",
     "Job",
+    "JobCheckpoint",
     "JobEvent",
     "ModelVersion",
     "Organization",

@@ -179,6 +179,18 @@ class Recipe(Frozen):
         "exact", description="When an answer to a validation row counts as right."
     )
     screen: bool = Field(False, description="Whether the customer asked for a data risk report.")
+    evaluate_checkpoints: bool = Field(
+        False, description="Whether the gate decides on the weights at the end of epochs, too."
+    )
+
+    @property
+    def epoch_ends(self) -> tuple[int, ...]:
+        """The steps, counted from 1, that end an epoch; the last is the run's last step.
+
+        Where the provider's own turns come between the customer's (Lisa), the rows' epochs end near them.
+        """
+        epochs = self.n_epochs or 1
+        return tuple(max(1, self.train.steps * epoch // epochs) for epoch in range(1, epochs + 1))
 
 
 def resolve_finetune(

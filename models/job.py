@@ -1,13 +1,18 @@
 """Jobs: one row, one state machine, an append-only event log.
 
     validating_files ──► queued ──► running ──► succeeded
-                           │  ▲        │  ├───► failed
-                           │  └────────┘  └───► cancelled
-                           └──► cancelled, failed
+                         │  │  ▲       │  ├───► failed
+                         │  │  └───────┤  └───► cancelled
+                         │  └► paused ◄┘
+                         └──► cancelled, failed
 
 `running → queued` happens when a lease runs out. While a held model waits for a person the job stays
 `running` in stage `review`, with no lease, for no worker holds it. A person can `reopen` a failed job whose model
 is there: for review again, or to be evaluated again. Nothing else brings an ended job back.
+
+A queued job is paused at once. Of a running one the pause is a wish, `pause_requested_at`, until its worker
+has written a checkpoint and let go; whoever locks the row before that may still withdraw the wish (`resume`),
+or cancel. `paused → queued` is `resume`, or `paused → cancelled`: nothing else wakes a paused job.
 
 A worker owns a job by `Lease`: the job's id and the attempt it claimed. Everything it writes goes through
 `hold`, which finds the row only while that attempt still runs. So a cancel needs no flag and a worker that
@@ -58,6 +63,10 @@ class LeaseLost(Exception):
     """The job was cancelled, or another worker has it: stop, and write nothing."""
 
 
+class PauseRequested(Exception):
+    """The job's owner wants it to pause: stop where it can be gone on from, then `park` it."""
+
+
 class JobKind(StrEnum):
     """What a job makes: a version, or, of a version, a certificate."""
 
@@ -67,11 +76,15 @@ class JobKind(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """OpenAI's words, so that every existing client understands them."""
+    """OpenAI's words, so that every existing client understands them.
+
+    `paused` is not among those that its clients take for a status: `Job.wire_status` says another.
+    """
 
     VALIDATING_FILES = "validating_files"
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -92,8 +105,11 @@ ALLOWED_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING_FILES: frozenset(
         {JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.RUNNING: TERMINAL | {JobStatus.QUEUED},
+    JobStatus.QUEUED: frozenset(
+        {JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.RUNNING: TERMINAL | {JobStatus.QUEUED, JobStatus.PAUSED},
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset(),
     JobStatus.CANCELLED: frozenset(),
@@ -107,7 +123,8 @@ class Job(Base):
     __table_args__ = (
         CheckConstraint("kind in ('align', 'certify', 'finetune')", name="kind"),
         CheckConstraint(
-            "status in ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled')",
+            "status in ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled', "
+            "'paused')",
             name="status",
         ),
         Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
@@ -145,6 +162,8 @@ class Job(Base):
     recipe: Mapped[dict[str, Any]]
     #: Named apart from the class's own `metadata`.
     tags: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    #: Where the training curve goes as well: `models.integrations` has the forms.
+    integrations: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
     #: A client's Idempotency-Key: the same key makes no second job.
     replay_key: Mapped[str | None]
     #: Hash of the request body: a client that timed out sends it again, and means the same job.
@@ -173,6 +192,8 @@ class Job(Base):
     #: Since when the job's model waits for a person, or last did, and until when.
     held_at: Mapped[datetime | None]
     review_expires_at: Mapped[datetime | None]
+    #: The owner's wish that the worker has not yet fulfilled.
+    pause_requested_at: Mapped[datetime | None]
     event_count: Mapped[int] = mapped_column(default=0)
 
     @property
@@ -184,6 +205,25 @@ class Job(Base):
     def awaits_review(self) -> bool:
         """Whether the job's model is held for a person."""
         return self.status == JobStatus.RUNNING and self.stage == Stage.REVIEW
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether a worker has the job and is to let go of it."""
+        return (
+            self.status == JobStatus.RUNNING
+            and self.pause_requested_at is not None
+            and not self.awaits_review
+        )
+
+    @property
+    def state(self) -> str:
+        """The status in our own words: `pausing` and `paused` among them."""
+        return "pausing" if self.is_pausing else self.status
+
+    @property
+    def wire_status(self) -> str:
+        """The status in words that every client of OpenAI's takes: a paused job waits, as a queued one does."""
+        return JobStatus.QUEUED if self.status == JobStatus.PAUSED else self.status
 
 
 class JobEvent(Base):
@@ -238,10 +278,10 @@ def move(job: Job, to: JobStatus, *, now: datetime | None = None) -> None:
     job.status = to
     if to != JobStatus.RUNNING:
         release_lease(job, now=now)
-        job.review_expires_at = None
+        job.review_expires_at = job.pause_requested_at = None
+        job.estimated_finish = None
     if to in TERMINAL:
         job.finished_at = now
-        job.estimated_finish = None
 
 
 def release_lease(job: Job, *, now: datetime | None = None) -> None:
@@ -304,34 +344,83 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: int) -> L
     return Lease(job_id, attempt)
 
 
-def hold(session: Session, lease: Lease) -> Job:
-    """Give the leased job, its row locked, for the worker to write to.
+def hold(session: Session, lease: Lease, *, to_write: bool = True) -> Job:
+    """Give the leased job, its row locked, for the worker to write to, or only to look at.
 
     Raises:
         LeaseLost: the job was cancelled, or a later attempt runs.
     """
-    job = session.scalar(
-        select(Job)
-        .where(
-            Job.id == lease.job_id,
-            Job.attempt == lease.attempt,
-            Job.status == JobStatus.RUNNING,
-        )
-        .with_for_update()
-        .execution_options(populate_existing=True)
+    query = select(Job).where(
+        Job.id == lease.job_id,
+        Job.attempt == lease.attempt,
+        Job.status == JobStatus.RUNNING,
     )
+    if to_write:
+        query = query.with_for_update()
+    job = session.scalar(query.execution_options(populate_existing=True))
     if job is None or job.awaits_review:
         raise LeaseLost
     return job
 
 
-def heartbeat(session: Session, lease: Lease, *, lease_seconds: int) -> None:
-    """Extend the lease.
+def heartbeat(session: Session, lease: Lease, *, lease_seconds: int) -> Job:
+    """Extend the lease, and give the job, its row locked.
 
     Raises:
         LeaseLost: the job was cancelled, or a later attempt runs.
     """
-    hold(session, lease).lease_expires_at = utc_now() + timedelta(seconds=lease_seconds)
+    job = hold(session, lease)
+    job.lease_expires_at = utc_now() + timedelta(seconds=lease_seconds)
+    return job
+
+
+def request_pause(session: Session, job: Job) -> None:
+    """Pause at the owner's wish: a queued job at once, a running one at its worker's next step.
+
+    Raises:
+        IllegalTransition: the job has ended, is paused or pausing already, or waits for a person.
+    """
+    if job.status == JobStatus.RUNNING:
+        if job.is_pausing or job.awaits_review:
+            state = "pausing already" if job.is_pausing else "held for a person"
+            raise IllegalTransition(f"A job that is {state} cannot be paused.")
+        job.pause_requested_at = utc_now()
+        append_event(session, job, "Pause requested: the worker stops at its next step.")
+        return
+    move(job, JobStatus.PAUSED)
+    append_event(session, job, "Job paused.")
+
+
+def park(session: Session, job: Job) -> None:
+    """Let go of a job that was to pause: its worker has written down what it needs to go on."""
+    if job.is_pausing:
+        move(job, JobStatus.PAUSED)
+        append_event(session, job, "Job paused.", data={"stage": job.stage})
+        return
+    # The wish was withdrawn when the worker had already stopped.
+    _queue_again(job)
+    append_event(session, job, "Job is queued again.", data={"stage": job.stage})
+
+
+def resume(session: Session, job: Job) -> None:
+    """Go on at the owner's wish: a paused job is queued, a wish to pause is withdrawn.
+
+    Raises:
+        IllegalTransition: the job is neither paused nor about to be.
+    """
+    if job.is_pausing:
+        job.pause_requested_at = None
+        append_event(session, job, "The pause was withdrawn.")
+        return
+    if job.status != JobStatus.PAUSED:
+        raise IllegalTransition(f"A job that is {job.status} cannot be resumed.")
+    _queue_again(job)
+    append_event(session, job, "Job is queued again.")
+
+
+def _queue_again(job: Job) -> None:
+    move(job, JobStatus.QUEUED)
+    job.rung_at = None
 
 
 def succeed(session: Session, job: Job) -> None:
@@ -412,6 +501,9 @@ def requeue_lost(session: Session, job: Job, *, max_attempts: int) -> None:
             message=f"The worker fell silent {job.lost_leases} times; the job was given up.",
         )
         return
-    move(job, JobStatus.QUEUED)
-    job.rung_at = None
+    if job.is_pausing:
+        move(job, JobStatus.PAUSED)
+        append_event(session, job, "The worker fell silent; the job is paused.", level="warn")
+        return
+    _queue_again(job)
     append_event(session, job, "The worker fell silent; the job was queued again.", level="warn")

@@ -98,6 +98,14 @@ class Settings(BaseSettings):
     # Requests a minute, of one key and of all keys of a project; 0 is no limit.
     key_requests_per_minute: int = Field(1_200, ge=0, le=1_000_000)
     project_requests_per_minute: int = Field(6_000, ge=0, le=1_000_000)
+    # Trackers that customers may have their curves sent to; empty: that one is not configured.
+    wandb_api_key: SecretStr = SecretStr("")
+    wandb_base_url: str = "https://api.wandb.ai"
+    # The team or user whose projects are written; empty: the key's own.
+    wandb_entity: str = ""
+    # The tracking server's address (https://mlflow.example.com), and a bearer token if it wants one.
+    mlflow_tracking_uri: str = Field("", repr=False)
+    mlflow_token: SecretStr = SecretStr("")
 
     log_json: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -2,7 +2,8 @@
 
 The heartbeat is a thread. When the lease turns out to be gone (the job was cancelled, or this worker was
 thought dead and another has it), `is_lost` becomes true, the training loop stops at its next step, and
-every later write raises `LeaseLost`. Knows nothing of training.
+every later write raises `LeaseLost`. When the job's owner wants it to pause, the lease stays this worker's,
+and whatever asks `should_stop` or `check` is told to stop. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +20,16 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
-from models.job import Job, Lease, LeaseLost, Stage, append_event, heartbeat, hold
+from models.job import (
+    Job,
+    Lease,
+    LeaseLost,
+    PauseRequested,
+    Stage,
+    append_event,
+    heartbeat,
+    hold,
+)
 from models.session import SessionFactory
 
 log = structlog.get_logger(__name__)
@@ -27,6 +38,8 @@ log = structlog.get_logger(__name__)
 BEATS_PER_LEASE = 4
 # Progress of a long stage is told at most this often; each telling is a row.
 PROGRESS_SECONDS = 1.0
+# Training asks before every step whether to stop; the database is asked at most this often.
+ASK_SECONDS = 1.0
 
 
 class LeasedJob:
@@ -41,6 +54,8 @@ class LeasedJob:
         self._lease_seconds = lease_seconds
         self._ended = threading.Event()
         self._lost = threading.Event()
+        self._is_pausing = False
+        self._asked = monotonic()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._progress_told = utc_now()
 
@@ -63,14 +78,31 @@ class LeasedJob:
         """Say whether the job is no longer this worker's."""
         return self._lost.is_set()
 
+    def should_stop(self) -> bool:
+        """Say whether to stop: the job is no longer this worker's, or is to pause. Asks the database."""
+        if monotonic() - self._asked >= ASK_SECONDS and not self.is_lost():
+            self._asked = monotonic()
+            try:
+                with self._sessions() as session:
+                    self._is_pausing = hold(session, self._lease, to_write=False).is_pausing
+            except LeaseLost:
+                self._lost.set()
+            except OperationalError:
+                # The heartbeat will find out what has become of the lease.
+                log.warning("question_failed", job_id=self.id)
+        return self.is_lost() or self._is_pausing
+
     def check(self) -> None:
-        """Go on only while the job is this worker's.
+        """Go on only while the job is this worker's and is not to pause.
 
         Raises:
-            LeaseLost: it is not.
+            LeaseLost: it is not this worker's.
+            PauseRequested: it is to pause.
         """
         if self.is_lost():
             raise LeaseLost
+        if self._is_pausing:
+            raise PauseRequested
 
     @contextmanager
     def write(self) -> Iterator[tuple[Session, Job]]:
@@ -81,7 +113,9 @@ class LeasedJob:
         """
         try:
             with self._sessions.begin() as session:
-                yield session, hold(session, self._lease)
+                job = hold(session, self._lease)
+                self._is_pausing = job.is_pausing
+                yield session, job
         except LeaseLost:
             self._lost.set()
             raise
@@ -99,16 +133,22 @@ class LeasedJob:
             append_event(session, job, message, level=level, type=type, data=data)
 
     def enter(self, stage: Stage, message: str) -> None:
-        """Say which stage begins."""
+        """Say which stage begins. How long it will take is known once it has a pace."""
         with self.write() as (session, job):
             job.stage = stage
+            job.estimated_finish = None
             append_event(session, job, message, data={"stage": stage})
 
     def progress(self, stage: Stage, what: str, done: int, total: int) -> None:
-        """Tell how far a long stage is, about once a second."""
+        """Tell how far a long stage is, about once a second.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's.
+            PauseRequested: it is to pause.
+        """
+        self.check()
         now = utc_now()
         if done < total and (now - self._progress_told).total_seconds() < PROGRESS_SECONDS:
-            self.check()
             return
         self._progress_told = now
         self.tell(
@@ -121,7 +161,8 @@ class LeasedJob:
         while not self._ended.wait(self._lease_seconds / BEATS_PER_LEASE):
             try:
                 with self._sessions.begin() as session:
-                    heartbeat(session, self._lease, lease_seconds=self._lease_seconds)
+                    job = heartbeat(session, self._lease, lease_seconds=self._lease_seconds)
+                    self._is_pausing = job.is_pausing
             except LeaseLost:
                 self._lost.set()
                 return

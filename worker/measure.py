@@ -41,8 +41,10 @@ def measure(
     shop: Workshop,
     warnings: Sequence[EvaluationWarning] = (),
     told: set[str] | None = None,
+    *,
+    subject: str = "the new model",
 ) -> EvaluationReport:
-    """Measure the job's version; for an alignment job the raw base too, once, as the score before.
+    """Measure the job's version, told as `subject`; for an alignment job the raw base too, once, as the score before.
 
     What makes the numbers mean less is told in the job's log, each kind once for a job: `told` holds the codes of
     what was told already, and grows.
@@ -50,6 +52,7 @@ def measure(
     Raises:
         JudgeError: the judge failed every time.
         LeaseLost: the job is no longer this worker's.
+        PauseRequested: it is to pause.
     """
     if work.kind == JobKind.ALIGN:
         before = _stored_report(work, shop) or _measure_base(job, work, shop)
@@ -57,7 +60,7 @@ def measure(
             # The others are about the safety set, and will be told of the new model.
             if warning.code == REFUSES_HARMLESS:
                 _tell(job, warning, "Before alignment: ")
-    job.enter(Stage.EVALUATE, "Measuring the new model.")
+    job.enter(Stage.EVALUATE, f"Measuring {subject}.")
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
         report = _report(job, work, base, model, validation, warnings)

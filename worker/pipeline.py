@@ -9,9 +9,13 @@ The screen runs only where the policy or the customer asks for it (`worker.scree
 Where the provider asks for more protection (`models.tuning`), rows are added before a customer's job is
 trained, and its adapter is reshaped before or while it is evaluated (`worker.protection`).
 
+At the end of each epoch a customer's job leaves a checkpoint (`worker.epoch_checkpoints`); where that was
+asked for they are evaluated before the model itself.
+
 Every stage leaves its result in the database or the storage before the next begins, and is skipped when
 the result is there. So a job that is claimed again, after a crash, goes on where it was: from the last
-checkpoint while training, from the stored adapter afterwards.
+checkpoint while training, from the stored adapter afterwards. A job that is paused stops in the same way, but
+writes its checkpoint first.
 """
 
 from __future__ import annotations
@@ -33,7 +37,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.errors import DomainError
 from models.evaluation import EvaluationWarning
 from models.fair_queue import claim_next
-from models.job import Job, JobKind, Lease, LeaseLost, Stage, append_event, claim, fail
+from models.job import (
+    Job,
+    JobKind,
+    Lease,
+    LeaseLost,
+    PauseRequested,
+    Stage,
+    append_event,
+    claim,
+    fail,
+    park,
+)
 from models.methods import LisaConfig, RepNoiseConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Pair, Row
@@ -43,6 +58,7 @@ from worker import lora
 from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.certify.job import certify
 from worker.data import Encoded, Example, check_prompts, encode_data_set, encode_rows
+from worker.epoch_checkpoints import EpochCheckpoints, evaluate_checkpoints
 from worker.leased_job import LeasedJob
 from worker.measure import measure
 from worker.protection import record, safety_rows, settle, tell_fall
@@ -50,9 +66,11 @@ from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
 from worker.screen import screen
 from worker.task_accuracy import check_answers
-from worker.trainers.loop import TrainResult, train
+from worker.trackers.sending import tracked
+from worker.trainers.loop import StepMetrics, TrainResult, train
 from worker.trainers.methods import rule_for
-from worker.training_log import TrainingLog
+from worker.training_log import Send, TrainingLog
+from worker.validation import Validation
 from worker.verdict import conclude
 from worker.work import Work, Workshop, read_rows, read_work, to_train
 
@@ -98,6 +116,9 @@ def _carry_leased(lease: Lease, shop: Workshop) -> None:
         except LeaseLost:
             log.info("lease_lost", attempt=lease.attempt)
             _forget_if_over(lease.job_id, shop)
+        except PauseRequested:
+            log.info("job_pausing", attempt=lease.attempt)
+            _park(job, shop)
         except DomainError as error:
             log.info("job_failed", code=error.code)
             # The fault may have struck while an adapter was half on.
@@ -143,6 +164,8 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
             job.tell(warning.message, level="warn", data={"warning": warning.code})
         version = _make_version(job, work, training, validation, shop)
     told = {warning.code for warning in known}
+    if work.recipe.evaluate_checkpoints:
+        evaluate_checkpoints(job, work, validation, shop, known, told)
     report = settle(
         job,
         work,
@@ -188,12 +211,14 @@ def _make_version(
     encoded = encode_data_set(training, tokenizer, limit)
     encoded.examples.extend(encode_rows(added, tokenizer, limit, param="safety_set"))
     simulated = _simulated(work, tokenizer)
-    encode_data_set(validation, tokenizer, limit, param="validation_file")
+    checked = encode_data_set(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
+    # Pairs have a loss of their own kind, which the evaluation measures.
+    watched = [] if checked.non_preferred else checked.examples
     base = shop.base(work.root)
-    with to_train(base, work, shop) as model:
-        result = _train(job, work, base, model, encoded, len(added), simulated, shop)
+    with to_train(base, work, shop) as model, tracked(job, work, shop) as send:
+        result = _train(job, work, base, model, encoded, watched, len(added), simulated, send, shop)
         return _store(job, work, base, model, result, len(added), shop)
 
 
@@ -230,8 +255,10 @@ def _train(
     base: LoadedBase,
     model: PreTrainedModel | PeftModel,
     encoded: Encoded,
+    validation: list[Example],
     added: int,
     simulated: _Simulated,
+    send: Send,
     shop: Workshop,
 ) -> TrainResult:
     recipe = work.recipe
@@ -251,6 +278,17 @@ def _train(
             pass
         folder.keep(checkpoint)
 
+    tell = TrainingLog(job, every=recipe.metrics_every, send=send)
+    keep_epoch = None
+    if work.kind == JobKind.FINETUNE and isinstance(model, PeftModel):
+        keep_epoch = EpochCheckpoints(job, work, model, shop, safety_rows=added)
+
+    def tell_and_keep(metrics: StepMetrics) -> None:
+        tell(metrics)
+        if keep_epoch is not None:
+            keep_epoch(metrics)
+
+    epoch_ends = recipe.epoch_ends
     result = train(
         model,
         rule_for(recipe.method),
@@ -264,14 +302,20 @@ def _train(
         canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
         canary_every=recipe.canary_every,
         canary_stop=recipe.tuning.canary_stop,
-        on_step=TrainingLog(job, every=recipe.metrics_every),
-        should_stop=job.is_lost,
+        epoch_ends=epoch_ends,
+        validate=Validation(
+            model, validation, recipe.train, base.pad_id, recipe.canary_every, epoch_ends
+        ),
+        on_step=tell_and_keep,
+        should_stop=job.should_stop,
         checkpoint_folder=folder.path,
         checkpoint_every=max(MIN_CHECKPOINT_STEPS, recipe.train.steps // CHECKPOINTS_PER_RUN),
         on_checkpoint=keep,
     )
     if result.stopped:
-        raise LeaseLost
+        job.check()
+        # The wish to pause was withdrawn when the loop had ended: the job is queued again.
+        raise PauseRequested
     return result
 
 
@@ -299,13 +343,7 @@ def _store(
         hashes = {
             "weights" if is_full else "adapter": shop.storage.put_folder(prefix, Path(scratch))
         }
-    hashes["safety_set"] = work.safety.hash
-    for name, file in (
-        ("training_file", work.training_file),
-        ("validation_file", work.validation_file),
-    ):
-        if file is not None:
-            hashes[name] = file.sha256
+    hashes |= {"safety_set": work.safety.hash, **work.file_hashes}
     is_aligned = work.kind == JobKind.ALIGN
     version = ModelVersion(
         id=work.result_id,
@@ -332,6 +370,20 @@ def _store(
             data={"model": version.id, "trained_tokens": result.tokens},
         )
     return version
+
+
+def _park(job: LeasedJob, shop: Workshop) -> None:
+    try:
+        with job.write() as (session, row):
+            park(session, row)
+    except LeaseLost:
+        log.info("lease_lost_while_parking")
+        _forget_if_over(job.id, shop)
+    except OperationalError:
+        # The lease runs out, and the sweeper pauses the job.
+        log.exception("pause_not_written")
+    else:
+        RunFolder(job.id, shop, attempt=job.attempt).leave()
 
 
 def _forget_if_over(job_id: str, shop: Workshop) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from models.job_checkpoint import resume_prefix
 from models.storage import StorageMissing
 from worker.work import Workshop
 
@@ -16,7 +17,7 @@ class RunFolder:
         """Name the places; nothing is made yet. Attempts may share a disk, so each has its own folder."""
         self._runs = shop.cache / "runs" / job_id
         self.path = self._runs / str(attempt)
-        self._prefix = f"checkpoints/{job_id}"
+        self._prefix = resume_prefix(job_id)
         self._shop = shop
 
     def keep(self, checkpoint: Path) -> None:
@@ -42,6 +43,10 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         partial.rename(self.path / stored[-1])
+
+    def leave(self) -> None:
+        """Forget this attempt's copies here; the storage has what the next one needs."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def remove(self) -> None:
         """Forget the run: it is over."""

@@ -24,6 +24,7 @@ from models.settings import Settings
 from models.storage import Storage
 from worker import pipeline
 from worker.base_models import ResidentBase
+from worker.trackers.run import Tracking
 from worker.work import Workshop
 
 RUN_JOB = "titer.run_job"
@@ -69,6 +70,13 @@ def _workshop() -> Workshop:
         cache=settings.cache_dir,
         owner=f"{socket.gethostname()}:{os.getpid()}",
         lease_seconds=settings.lease_seconds,
+        tracking=Tracking(
+            wandb_api_key=settings.wandb_api_key,
+            wandb_base_url=settings.wandb_base_url,
+            wandb_entity=settings.wandb_entity,
+            mlflow_tracking_uri=settings.mlflow_tracking_uri,
+            mlflow_token=settings.mlflow_token,
+        ),
         jobs_running=settings.quota_jobs_running,
     )
 

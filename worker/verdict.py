@@ -28,7 +28,11 @@ RESULT_COLUMNS = (
     "valid_loss",
     "valid_mean_token_accuracy",
     "canary_loss",
+    "full_valid_loss",
+    "full_valid_mean_token_accuracy",
 )
+#: What `metrics` events call the columns that OpenAI's file calls otherwise.
+EVENT_NAMES = {"train_accuracy": "train_mean_token_accuracy"}
 
 LEVELS: dict[Gate, CheckLevel] = {
     Gate.RELEASED: "info",
@@ -55,7 +59,7 @@ def conclude(job: LeasedJob, work: Work, report: EvaluationReport, storage: Stor
         verdict = _decide(session, version, evaluation, report, rules)
         version.gate = verdict.gate
         version.gate_reasons = list(verdict.reasons)
-        row.result_file_id = _store_curve(session, row, report, storage).id
+        row.result_file_id = _store_curve(session, row, storage).id
         _tell(session, row, report, rules, verdict)
         _end(session, row, rules, verdict)
         record(
@@ -139,8 +143,8 @@ def _end(session: Session, job: Job, rules: PolicyRules, verdict: Verdict) -> No
             )
 
 
-def _store_curve(session: Session, job: Job, report: EvaluationReport, storage: Storage) -> File:
-    """Write the training curve as CSV: OpenAI's columns, then the canary. Empty cells were not measured."""
+def _store_curve(session: Session, job: Job, storage: Storage) -> File:
+    """Write the training curve as CSV: OpenAI's columns, then ours. Empty cells were not measured."""
     rows: dict[int, dict[str, object]] = {}
     events = session.scalars(
         select(JobEvent)
@@ -152,12 +156,11 @@ def _store_curve(session: Session, job: Job, report: EvaluationReport, storage: 
         # A resumed run tells the steps after its checkpoint again, with the same numbers.
         rows[int(data["step"])] = {
             "step": data["step"],
-            "train_loss": _shown(data["train_loss"]),
-            "train_accuracy": _shown(data["train_mean_token_accuracy"]),
-            "canary_loss": _shown(data.get("canary_loss")),
+            **{
+                column: _shown(data.get(EVENT_NAMES.get(column, column)))
+                for column in RESULT_COLUMNS[1:]
+            },
         }
-    if rows:
-        rows[max(rows)]["valid_loss"] = _shown(report.validation_loss)
     text = io.StringIO()
     writer = csv.DictWriter(text, RESULT_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

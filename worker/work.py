@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from models.file import File, get_held_file
 from models.hyperparameters import LoraConfig, Recipe
+from models.integrations import INTEGRATIONS, MlflowIntegration, WandbIntegration
 from models.job import Job, JobKind
 from models.methods import BoosterConfig, DpoConfig
 from models.model_version import ModelVersion, get_version
@@ -22,6 +23,7 @@ from models.session import SessionFactory
 from models.storage import Storage
 from worker import lora
 from worker.base_models import LoadedBase, ResidentBase, locate
+from worker.trackers.run import Tracking
 from worker.weights import train_linear_weights
 
 
@@ -37,6 +39,7 @@ class Workshop:
     lease_seconds: int
     #: How many jobs of one project may run at once, unless the project has a limit of its own; 0: any.
     jobs_running: int = 0
+    tracking: Tracking = field(default_factory=Tracking)
 
     def folder(self, root: ModelVersion) -> Path:
         """Give the folder with a root's files.
@@ -69,6 +72,13 @@ class Work:
     training_file: File | None
     validation_file: File | None
     safety: SafetySet
+    integrations: tuple[WandbIntegration | MlflowIntegration, ...] = ()
+
+    @property
+    def file_hashes(self) -> dict[str, str]:
+        """The sha256 of each file that the job names, by the field that names it."""
+        named = {"training_file": self.training_file, "validation_file": self.validation_file}
+        return {name: file.sha256 for name, file in named.items() if file is not None}
 
     @property
     def row_shape(self) -> type[Row]:
@@ -106,6 +116,7 @@ def read_work(job_id: str, shop: Workshop) -> Work:
             training_file=file(job.training_file_id),
             validation_file=file(job.validation_file_id),
             safety=SafetySet.load(shop.storage.folder(start.safety_prefix, shop.cache)),
+            integrations=tuple(INTEGRATIONS.validate_python(job.integrations)),
         )
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 
 from api.alignment.schemas import CreateAlignment
 from api.alignment.service import create_alignment
-from api.deps import ProviderDep, SessionDep, require_provider
+from api.deps import ProviderDep, SessionDep, StorageDep, require_provider
 from api.jobs import service
 from api.jobs.replay import ReplayDep
 from api.jobs.schemas import EventObject, JobObject
@@ -45,11 +45,23 @@ def retrieve(job_id: str, session: SessionDep) -> JobObject:
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, caller: ProviderDep, session: SessionDep) -> JobObject:
+def cancel(job_id: str, caller: ProviderDep, session: SessionDep, storage: StorageDep) -> JobObject:
     """Cancel an alignment job that has not ended."""
     return show_job(
-        session, service.cancel_job(session, KIND, job_id, project_id=None, by=caller.key)
+        session, service.cancel_job(session, storage, KIND, job_id, project_id=None, by=caller.key)
     )
+
+
+@router.post("/{job_id}/pause")
+def pause(job_id: str, session: SessionDep) -> JobObject:
+    """Pause an alignment job: at once if it is queued, else at its worker's next step."""
+    return show_job(session, service.pause_job(session, KIND, job_id, project_id=None))
+
+
+@router.post("/{job_id}/resume")
+def resume(job_id: str, session: SessionDep) -> JobObject:
+    """Go on with a paused alignment job where it stopped."""
+    return show_job(session, service.resume_job(session, KIND, job_id, project_id=None))
 
 
 @router.get("/{job_id}/events")

@@ -62,10 +62,10 @@ def retrieve(job_id: str, session: SessionDep) -> JobObject:
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel(job_id: str, caller: ProviderDep, session: SessionDep) -> JobObject:
+def cancel(job_id: str, caller: ProviderDep, session: SessionDep, storage: StorageDep) -> JobObject:
     """Cancel a certification job that has not ended."""
     return show_job(
-        session, service.cancel_job(session, KIND, job_id, project_id=None, by=caller.key)
+        session, service.cancel_job(session, storage, KIND, job_id, project_id=None, by=caller.key)
     )
 
 

@@ -52,6 +52,10 @@ class _Watch:
         if job["status"] == "succeeded":
             self.progress.update(self.task, completed=1, total=1)
 
+    def rest(self) -> None:
+        """Say that the job is paused; events move the bar on once it is resumed."""
+        self.progress.update(self.task, description="paused", facts="")
+
     def _show_metrics(self, data: Json) -> None:
         loss, canary = data.get("train_loss"), data.get("canary_loss")
         facts = [] if loss is None else [f"loss {loss:.3f}"]
@@ -91,6 +95,8 @@ def follow(connection: Connection, path: str) -> Json:
             if job["status"] in ENDED or job["stage"] == "review":
                 watch.end(job)
                 return job
+            if job["state"] == "paused":
+                watch.rest()
             time.sleep(POLL_SECONDS)
 
 

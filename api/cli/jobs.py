@@ -30,6 +30,9 @@ app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel jobs.")
 FINETUNE, ALIGN, CERTIFY = "/fine_tuning/jobs", "/alignment/jobs", "/certification/jobs"
 KINDS = (FINETUNE, ALIGN, CERTIFY)
 JobId = Annotated[str, typer.Argument(help="A job of any kind.")]
+Labels = Annotated[
+    list[str] | None, typer.Option("--metadata", help="A label, as key=value; may be repeated.")
+]
 Follow = Annotated[bool, typer.Option("--follow", help="Watch the job until it ends.")]
 
 
@@ -46,11 +49,15 @@ def create(
         float | None, typer.Option(help="Multiple of the service's own learning rate.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(help="A label, as key=value; may be repeated.")
-    ] = None,
+    metadata: Labels = None,
     screen: Annotated[
         bool, typer.Option("--screen", help="Have the judges read every training row first.")
+    ] = False,
+    evaluate_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate-checkpoints", help="Have the gate decide on the weights of each epoch, too."
+        ),
     ] = False,
     is_followed: Follow = False,
     as_json: AsJson = False,
@@ -71,6 +78,7 @@ def create(
         "seed": seed,
         "metadata": _labels(metadata) if metadata else None,
         "screen": screen or None,
+        "evaluate_checkpoints": evaluate_checkpoints or None,
         "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
     }
     job = connection.post(FINETUNE, body)
@@ -160,12 +168,16 @@ def list_jobs(
         bool, typer.Option("--certification", help="Certification jobs.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    metadata: Labels = None,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first. Labels select fine-tuning jobs that carry all of them."""
     connection = connected(context)
     kind = ALIGN if alignment else CERTIFY if certification else FINETUNE
-    answer = connection.get(kind, limit=limit)
+    if metadata and kind != FINETUNE:
+        fail("Only fine-tuning jobs have labels.")
+    labels = {f"metadata[{key}]": value for key, value in _labels(metadata or []).items()}
+    answer = connection.get(kind, limit=limit, **labels)
     if as_json:
         print_json(answer)
         return
@@ -195,18 +207,68 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
 
 
 @app.command()
-def cancel(context: typer.Context, job_id: JobId) -> None:
+def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Cancel a job that has not ended."""
+    _change(context, job_id, "cancel", as_json=as_json)
+
+
+@app.command()
+def pause(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Pause a job; a running one stops at its next step and lets go of its GPU."""
+    _change(context, job_id, "pause", as_json=as_json)
+
+
+@app.command()
+def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Go on with a paused job where it stopped."""
+    _change(context, job_id, "resume", as_json=as_json)
+
+
+def _change(context: typer.Context, job_id: str, verb: str, *, as_json: bool) -> None:
     connection = connected(context)
-    job = connection.post(f"{_path(connection, job_id)}/cancel")
-    console().print(status(job))
+    job = connection.post(f"{_path(connection, job_id)}/{verb}")
+    print_json(job) if as_json else console().print(status(job))
+
+
+@app.command()
+def checkpoints(
+    context: typer.Context,
+    job_id: JobId,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List where a fine-tuning job stood at the end of each epoch, newest first."""
+    connection = connected(context)
+    answer = connection.get(f"{_path(connection, job_id)}/checkpoints", limit=limit)
+    if as_json:
+        print_json(answer)
+        return
+    measured = ("train_loss", "full_valid_loss", "canary_loss")
+    print_table(
+        ("STEP", "TRAIN LOSS", "VALID LOSS", "CANARY", "HS", "FA", "GATE", "MODEL"),
+        (
+            (
+                str(found["step_number"]),
+                *(_number(found["metrics"].get(name), 4) for name in measured),
+                _number(found["metrics"].get("harmful_score"), 1, "%"),
+                _number(found["metrics"].get("fine_tuning_accuracy"), 1, "%"),
+                gate(found["gate"] or ""),
+                found["fine_tuned_model_checkpoint"],
+            )
+            for found in answer["data"]
+        ),
+    )
+
+
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return "" if value is None else f"{value:.{digits}f}{unit}"
 
 
 @app.command("follow")
-def follow_job(context: typer.Context, job_id: JobId) -> None:
+def follow_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Watch a job until it ends; the exit status says whether its model was released."""
     connection = connected(context)
-    watch(connection, _path(connection, job_id))
+    watch(connection, _path(connection, job_id), as_json=as_json)
 
 
 def _conclude(
@@ -220,10 +282,10 @@ def _conclude(
         watch(connection, f"{kind}/{job['id']}")
 
 
-def watch(connection: Connection, path: str) -> None:
+def watch(connection: Connection, path: str, *, as_json: bool = False) -> None:
     """Watch a job until it ends, show it, and end with a status for scripts if it did not end well."""
     job = follow(connection, path)
-    _print_job(job)
+    print_json(job) if as_json else _print_job(job)
     if job["status"] != "succeeded":
         raise typer.Exit(1)
 

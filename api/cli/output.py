@@ -19,6 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer as 
 GATE_STYLES = {"released": "green", "held": "yellow", "blocked": "red", "pending": "dim"}
 PIPE_COLUMNS = 400
 STATUS_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "dim", "running": "cyan"}
+STATUS_STYLES |= {"pausing": "yellow", "paused": "yellow"}
 
 
 def console() -> Console:
@@ -112,6 +113,6 @@ def gate(word: str) -> Text:
 
 def status(job: Json) -> Text:
     """Show where a job is."""
-    word = str(job["status"])
+    word = str(job.get("state") or job["status"])
     shown = f"{word} ({job['stage']})" if word == "running" and job.get("stage") else word
     return Text(shown, style=STATUS_STYLES.get(word, ""))

@@ -12,7 +12,7 @@ from api.dashboard.job_list import Filters, list_jobs
 from api.dashboard.job_page import find_job, read_curves, read_job_page
 from api.dashboard.pages import is_partial, render
 from api.dashboard.viewer import CheckedForm, ViewerDep
-from api.deps import SessionDep
+from api.deps import SessionDep, StorageDep
 from api.jobs import service as job_service
 from api.registry import service as registry_service
 from api.registry.schemas import Review
@@ -78,15 +78,14 @@ def give_curves(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response
 
 
 @router.post("/jobs/{job_id}/cancel", dependencies=[CheckedForm])
-def cancel_job(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
+def cancel_job(
+    session: SessionDep, storage: StorageDep, viewer: ViewerDep, job_id: str
+) -> Response:
     """Cancel a job that has not ended."""
-    job = find_job(session, viewer.visible_project_id, job_id)
+    project_id = viewer.visible_project_id
+    job = find_job(session, project_id, job_id)
     job_service.cancel_job(
-        session,
-        JobKind(job.kind),
-        job.id,
-        project_id=viewer.visible_project_id,
-        by=viewer.key,
+        session, storage, JobKind(job.kind), job.id, project_id=project_id, by=viewer.key
     )
     return _back_to(job)
 

@@ -10,9 +10,9 @@ from api.deps import CallerDep, CustomerDep, SessionDep, StorageDep
 from api.jobs import service
 from api.jobs.replay import ReplayDep
 from api.jobs.schemas import CheckpointObject, CreateJob, EventObject, JobObject
-from api.jobs.wire import show_job, show_jobs
+from api.jobs.wire import show_checkpoints, show_job, show_jobs
 from api.schemas import After, Listing, PageLimit
-from models.errors import Conflict, DomainError
+from models.errors import DomainError
 from models.job import JobKind
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -30,12 +30,6 @@ DOCUMENTED: dict[str, Any] = {
         }
     ]
 }
-
-
-class CannotPause(Conflict):
-    """Pausing and resuming jobs is not supported. Cancel the job instead."""
-
-    code = "unsupported"
 
 
 @router.post("")
@@ -83,20 +77,26 @@ def retrieve(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
+def cancel(job_id: str, caller: CallerDep, session: SessionDep, storage: StorageDep) -> JobObject:
     """Cancel a job that has not ended."""
     job = service.cancel_job(
-        session, KIND, job_id, project_id=caller.visible_project_id, by=caller.key
+        session, storage, KIND, job_id, project_id=caller.visible_project_id, by=caller.key
     )
     return show_job(session, job)
 
 
 @router.post("/{job_id}/pause")
+def pause(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
+    """Pause a job. A running one stops at its next step; `state` says `pausing`, then `paused`."""
+    job = service.pause_job(session, KIND, job_id, project_id=caller.visible_project_id)
+    return show_job(session, job)
+
+
 @router.post("/{job_id}/resume")
-def pause_or_resume(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
-    """Not supported so far; says so in the envelope."""
-    service.get_job(session, KIND, job_id, project_id=caller.visible_project_id)
-    raise CannotPause
+def resume(job_id: str, caller: CallerDep, session: SessionDep) -> JobObject:
+    """Go on with a paused job where it stopped, with the numbers of a run that was never paused."""
+    job = service.resume_job(session, KIND, job_id, project_id=caller.visible_project_id)
+    return show_job(session, job)
 
 
 @router.get("/{job_id}/events")
@@ -114,10 +114,17 @@ def events(
 
 
 @router.get("/{job_id}/checkpoints")
-def checkpoints(job_id: str, caller: CallerDep, session: SessionDep) -> Listing[CheckpointObject]:
-    """List the checkpoints that can be used as models: none, so far, outlives its job."""
-    service.get_job(session, KIND, job_id, project_id=caller.visible_project_id)
-    return Listing(data=[])
+def checkpoints(
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: PageLimit = 10,
+) -> Listing[CheckpointObject]:
+    """List where a job stood at the end of each epoch, newest first, and which of them can be used."""
+    job = service.get_job(session, KIND, job_id, project_id=caller.visible_project_id)
+    found, has_more = service.list_checkpoints(session, job, after=after, limit=limit)
+    return Listing(data=show_checkpoints(session, found), has_more=has_more)
 
 
 def _metadata_filter(request: Request) -> dict[str, str]:

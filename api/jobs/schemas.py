@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 from api.schemas import Identifier, JsonObject, Schema
 from models.base import unix
 from models.hyperparameters import DpoHyperparameters, FinetuneHyperparameters
+from models.integrations import MAX_INTEGRATIONS, Integration
 from models.job import JobEvent
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Drawn at random when it is absent.")]
@@ -60,7 +61,16 @@ class CreateJob(Schema):
     screen: bool = Field(
         False, description="Have the judges read every training row first; see `data_risk`."
     )
-    integrations: list[object] | None = Field(None, max_length=5)
+    integrations: list[Integration] | None = Field(
+        None,
+        max_length=MAX_INTEGRATIONS,
+        description="Trackers that get the training curve as well: `wandb`, and beyond OpenAI's schema `mlflow`.",
+    )
+    evaluate_checkpoints: bool = Field(
+        False,
+        description="Have the gate decide on the weights at the end of epochs, too; otherwise they are kept and "
+        "listed, but cannot be used.",
+    )
 
 
 class JobError(Schema):
@@ -95,6 +105,14 @@ class JobObject(Schema):
     integrations: list[JsonObject] = Field(default_factory=list)
     user_provided_suffix: str | None
 
+    state: str = Field(
+        description="The status in Titer's own words: `pausing` and `paused` as well, for which `status` says "
+        "`running` and `queued`."
+    )
+    further_integrations: list[JsonObject] = Field(
+        default_factory=list, description="Those that OpenAI's schema has no words for."
+    )
+    evaluate_checkpoints: bool = False
     kind: str = Field(description="`finetune`, `align` or `certify`.")
     stage: str | None = Field(
         description="Where a running job is: screen, train, evaluate, gate, review."
@@ -138,7 +156,21 @@ class EventObject(Schema):
 
 
 class CheckpointObject(Schema):
-    """A checkpoint that can be used as a model. None are kept for use so far."""
+    """Where a job stood at the end of an epoch. Only a released one can be used as a model."""
 
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str = Field(
+        description="The model's name; of the last epoch's checkpoint, that of the job's own model."
+    )
+    step_number: int
+    metrics: dict[str, float | None] = Field(
+        description="OpenAI's names; then `canary_loss`, and once evaluated `harmful_score`, "
+        "`harmful_or_incoherent` and `fine_tuning_accuracy` in percent."
+    )
+    usable: bool = Field(description="Whether it may be asked and tuned on at the moment.")
+    evaluated: bool
+    gate: str | None = Field(description="Null once the weights are gone, or not there yet.")
+    gate_reasons: list[str]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from api.deps import enqueue
+from api.deps import after_commit, enqueue
 from api.files.intake import FINE_TUNE
 from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.schemas import CreateJob
@@ -27,7 +28,19 @@ from models.hyperparameters import (
     FinetuneHyperparameters,
     resolve_finetune,
 )
-from models.job import Job, JobEvent, JobKind, JobNotFound, append_event, cancel, lock_job
+from models.job import (
+    Job,
+    JobEvent,
+    JobKind,
+    JobNotFound,
+    JobStatus,
+    append_event,
+    cancel,
+    lock_job,
+    request_pause,
+    resume,
+)
+from models.job_checkpoint import JobCheckpoint, resume_prefix
 from models.model_version import (
     Gate,
     ModelBlocked,
@@ -95,7 +108,7 @@ def create_finetune(
         UnsupportedMethod: another method than these two.
         InvalidRows: a file's rows are not of the kind that the method learns from.
         ProtectionNeedsRows: pairs of answers, on a model whose provider mixes safety rows into training.
-        UnsupportedOption: integrations, or two contradicting sets of hyper-parameters.
+        UnsupportedOption: two contradicting sets of hyper-parameters.
         TooManySteps: the job would be longer than any that is accepted.
         LearningRateTooHigh: the model's provider allows no such rate.
         NoScreeningJudge: screening was asked for, and the model's safety set has no judge for it.
@@ -106,8 +119,6 @@ def create_finetune(
     if earlier is not None:
         return earlier
     hyperparameters = chosen_hyperparameters(asked)
-    if asked.integrations:
-        raise UnsupportedOption("Integrations are not supported.", param="integrations")
     model = tunable(session, asked.model, project.id)
     shape = Pair if isinstance(hyperparameters, DpoHyperparameters) else Conversation
     if asked.screen:
@@ -127,7 +138,9 @@ def create_finetune(
         check_first_row(storage.lines(validation.storage_key), shape, param="validation_file")
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
     recipe = resolve_finetune(hyperparameters, rows=rows, seed=seed, tuning=_tuning(storage, model))
-    recipe = recipe.model_copy(update={"screen": asked.screen})
+    recipe = recipe.model_copy(
+        update={"screen": asked.screen, "evaluate_checkpoints": asked.evaluate_checkpoints}
+    )
     job = Job(
         project_id=project.id,
         kind=JobKind.FINETUNE,
@@ -138,6 +151,7 @@ def create_finetune(
         suffix=asked.suffix,
         seed=seed,
         recipe=recipe.model_dump(mode="json"),
+        integrations=[wanted.model_dump(mode="json") for wanted in asked.integrations or ()],
         tags=asked.metadata or {},
         replay_key=replay.key,
         request_sha256=request_sha256,
@@ -281,9 +295,15 @@ def get_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | N
 
 
 def cancel_job(
-    session: Session, kind: JobKind, job_id: str, *, project_id: str | None, by: ApiKey | None
+    session: Session,
+    storage: Storage,
+    kind: JobKind,
+    job_id: str,
+    *,
+    project_id: str | None,
+    by: ApiKey | None,
 ) -> Job:
-    """Cancel a job, whatever it is doing.
+    """Cancel a job, whatever it is doing. What it could have gone on from goes after the commit.
 
     Raises:
         JobNotFound: it is absent, of another kind, or another project's.
@@ -293,6 +313,8 @@ def cancel_job(
     job = lock_job(session, job_id)
     is_held = job.awaits_review
     cancel(session, job)
+    # A worker that has the job tidies up as well; of a paused or a queued one nobody else would.
+    after_commit(session, partial(storage.delete_folder, resume_prefix(job.id)))
     if is_held:
         # Nobody will decide on it any more, and what nobody released stays unused.
         version = session.get_one(ModelVersion, job.result_model_id)
@@ -310,6 +332,52 @@ def cancel_job(
             details={"kind": job.kind},
         )
     return job
+
+
+def pause_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
+    """Pause a job: a queued one at once, a running one as soon as its worker has let go of it.
+
+    Raises:
+        JobNotFound: it is absent, of another kind, or another project's.
+        IllegalTransition: it has ended, is paused or pausing already, or waits for a person.
+    """
+    get_job(session, kind, job_id, project_id=project_id)
+    job = lock_job(session, job_id)
+    request_pause(session, job)
+    return job
+
+
+def resume_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:
+    """Go on with a job that is paused, or about to be.
+
+    Raises:
+        JobNotFound: it is absent, of another kind, or another project's.
+        IllegalTransition: it is neither.
+    """
+    get_job(session, kind, job_id, project_id=project_id)
+    job = lock_job(session, job_id)
+    resume(session, job)
+    if job.status == JobStatus.QUEUED:
+        enqueue(session, job.id)
+    return job
+
+
+def list_checkpoints(
+    session: Session, job: Job, *, after: str | None, limit: int
+) -> tuple[Sequence[JobCheckpoint], bool]:
+    """Give one page of a job's checkpoints, newest first, and whether more follow."""
+    query = select(JobCheckpoint).where(JobCheckpoint.job_id == job.id)
+    if after is not None:
+        last = session.scalar(
+            select(JobCheckpoint.step).where(
+                JobCheckpoint.id == after, JobCheckpoint.job_id == job.id
+            )
+        )
+        if last is None:
+            raise DomainError("There is no such checkpoint in this job.", param="after")
+        query = query.where(JobCheckpoint.step < last)
+    found = session.scalars(query.order_by(JobCheckpoint.step.desc()).limit(limit + 1)).all()
+    return found[:limit], len(found) > limit
 
 
 def list_events(

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from api.jobs.schemas import JobError, JobObject
-from api.registry.safety import data_risks, verdicts
+from api.jobs.schemas import CheckpointObject, JobError, JobObject
+from api.registry.safety import data_risks, latest_evaluations, verdicts
 from models.api_key import Project
 from models.base import unix
 from models.certification import CertificationPlan
+from models.evaluation import EvaluationReport
 from models.hyperparameters import Recipe
 from models.job import Job, JobKind, JobStatus
+from models.job_checkpoint import JobCheckpoint
 from models.methods import DpoConfig
 from models.model_version import ModelVersion
 
@@ -74,7 +76,8 @@ def _show(
         estimated_finish=unix(job.estimated_finish) if job.estimated_finish else None,
         model=job.model_id,
         fine_tuned_model=version.id if version is not None and is_ready else None,
-        status=job.status,
+        status=job.wire_status,
+        state=job.state,
         stage=job.stage,
         kind=job.kind,
         organization_id=project.organization_id,
@@ -89,11 +92,68 @@ def _show(
         hyperparameters=described.hyperparameters,
         method=described.method,
         metadata=job.tags or None,
+        # The stock client knows one type, and in strict mode refuses every other.
+        integrations=[wanted for wanted in job.integrations if wanted["type"] == "wandb"],
+        further_integrations=[wanted for wanted in job.integrations if wanted["type"] != "wandb"],
+        evaluate_checkpoints=described.evaluate_checkpoints,
         user_provided_suffix=job.suffix,
         result_model=job.result_model_id,
         total_steps=described.total_steps,
         safety=safety,
         data_risk=data_risk,
+    )
+
+
+def show_checkpoints(
+    session: Session, checkpoints: Sequence[JobCheckpoint]
+) -> list[CheckpointObject]:
+    """Show checkpoints of one job, with as many queries for a page as for one."""
+    names = {checkpoint.version_name for checkpoint in checkpoints}
+    jobs = {checkpoint.job_id for checkpoint in checkpoints}
+    versions = {
+        version.id: version
+        for version in session.scalars(
+            select(ModelVersion).where(
+                ModelVersion.id.in_(names),
+                # A version of that name may be another job's.
+                or_(ModelVersion.job_id.is_(None), ModelVersion.job_id.in_(jobs)),
+                ModelVersion.deleted_at.is_(None),
+            )
+        )
+    }
+    evaluations = latest_evaluations(session, versions)
+    return [
+        _show_checkpoint(
+            checkpoint,
+            versions.get(checkpoint.version_name),
+            evaluations[checkpoint.version_name].parsed()
+            if checkpoint.version_name in evaluations
+            else None,
+        )
+        for checkpoint in checkpoints
+    ]
+
+
+def _show_checkpoint(
+    checkpoint: JobCheckpoint, version: ModelVersion | None, report: EvaluationReport | None
+) -> CheckpointObject:
+    metrics = dict(checkpoint.metrics)
+    if report is not None:
+        accuracy = report.fine_tuning_accuracy
+        metrics["harmful_score"] = round(report.harmful_score.percent, 2)
+        metrics["harmful_or_incoherent"] = round(report.harmful_or_incoherent.percent, 2)
+        metrics["fine_tuning_accuracy"] = round(accuracy.percent, 2) if accuracy else None
+    return CheckpointObject(
+        id=checkpoint.id,
+        created_at=unix(checkpoint.created_at),
+        fine_tuning_job_id=checkpoint.job_id,
+        fine_tuned_model_checkpoint=checkpoint.version_name,
+        step_number=checkpoint.step,
+        metrics=metrics,
+        usable=version is not None and version.is_released,
+        evaluated=report is not None,
+        gate=version.gate if version is not None else None,
+        gate_reasons=version.gate_reasons if version is not None else [],
     )
 
 
@@ -104,13 +164,14 @@ class _Described:
     hyperparameters: dict[str, float | int | str]
     method: dict[str, object]
     total_steps: int
+    evaluate_checkpoints: bool = False
 
 
 def _describe(job: Job) -> _Described:
     recipe = Recipe.model_validate(job.recipe)
     hyperparameters = _hyperparameters(job, recipe)
     method = _method(job, recipe, hyperparameters)
-    return _Described(hyperparameters, method, recipe.train.steps)
+    return _Described(hyperparameters, method, recipe.train.steps, recipe.evaluate_checkpoints)
 
 
 def _certified(session: Session, jobs: Sequence[Job]) -> dict[str, ModelVersion]:

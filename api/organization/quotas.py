@@ -21,7 +21,8 @@ from models.file import File
 from models.job import Job, JobStatus
 from models.project import Project, Quotas
 
-WAITING = (JobStatus.QUEUED, JobStatus.VALIDATING_FILES)
+# A paused job counts: otherwise pausing would make room for a queue without end.
+WAITING = (JobStatus.QUEUED, JobStatus.VALIDATING_FILES, JobStatus.PAUSED)
 #: How each limit is spoken of.
 WORDS: Mapping[str, str] = {
     "jobs_running": "jobs running at once",

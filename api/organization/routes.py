@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
 
-from api.deps import Caller, CallerDep, OperatorDep, SessionDep, require_operator
+from api.deps import Caller, CallerDep, OperatorDep, SessionDep, StorageDep, require_operator
 from api.keys import service as keys
 from api.keys.schemas import CreateKey
 from api.organization import service
@@ -84,9 +84,11 @@ def update_project(
 
 
 @router.post("/projects/{project_id}/archive")
-def archive_project(project_id: str, caller: OperatorDep, session: SessionDep) -> ProjectObject:
+def archive_project(
+    project_id: str, caller: OperatorDep, session: SessionDep, storage: StorageDep
+) -> ProjectObject:
     """End a project: its keys stop working, its waiting jobs are cancelled, what it owns stays."""
-    return ProjectObject.of(service.archive_project(session, project_id, by=caller.key))
+    return ProjectObject.of(service.archive_project(session, storage, project_id, by=caller.key))
 
 
 @router.get("/projects/{project_id}/api_keys", dependencies=OPERATORS)

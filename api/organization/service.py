@@ -19,6 +19,7 @@ from models.base import utc_now
 from models.errors import Conflict, DomainError, NotFound
 from models.job import IllegalTransition, Job, JobKind
 from models.project import Organization, Project
+from models.storage import Storage
 
 
 class OrganizationNotFound(NotFound):
@@ -113,7 +114,7 @@ def update_project(
     return project
 
 
-def archive_project(session: Session, project_id: str, *, by: ApiKey) -> Project:
+def archive_project(session: Session, storage: Storage, project_id: str, *, by: ApiKey) -> Project:
     """End a project: its keys open nothing from now on, its waiting jobs are cancelled, all else stays.
 
     Raises:
@@ -138,7 +139,7 @@ def archive_project(session: Session, project_id: str, *, by: ApiKey) -> Project
     for job_id, kind in waiting:
         # One may have been cancelled by its owner a moment ago.
         with suppress(IllegalTransition):
-            cancel_job(session, JobKind(kind), job_id, project_id=project.id, by=None)
+            cancel_job(session, storage, JobKind(kind), job_id, project_id=project.id, by=None)
     _record(session, by, "project.archived", project, {"waiting_jobs": len(waiting)})
     return project
 

@@ -20,6 +20,7 @@ from api.cli.jobs import FINETUNE
 from models.api_key import Project, Scope
 from models.evaluation import EvaluationWarning, FurtherJudge, JudgeIdentity
 from models.job import Job, JobKind, JobStatus, append_event, fail, succeed
+from models.job_checkpoint import JobCheckpoint
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.rate import Rate
 from tests.api.base_folders import write_base, write_safety_set
@@ -152,6 +153,62 @@ class TestJobs:
         assert "queued" in cli("jobs", "show", str(job["id"]))
         assert "cancelled" in cli("jobs", "cancel", str(job["id"]))
         assert "cannot become" in cli.failing("jobs", "cancel", str(job["id"]))
+
+    def test_pause_and_resume(self, cli: Cli, data: Path, aligned: ModelVersion) -> None:
+        job = cli.json("jobs", "create", "--model", aligned.id, "--training-file", data)
+        job_id = str(job["id"])
+        assert cli("jobs", "pause", job_id).split() == ["paused"]
+        assert "paused" in cli("jobs", "list")
+        assert "cannot become paused" in cli.failing("jobs", "pause", job_id)
+        resumed = cli.json("jobs", "resume", job_id)
+        assert (resumed["status"], resumed["state"]) == ("queued", "queued")
+        assert "cannot be resumed" in cli.failing("jobs", "resume", job_id)
+        assert cli.json("jobs", "cancel", job_id)["status"] == "cancelled"
+
+    def test_an_alignment_job_can_be_paused_too(self, cli: Cli, base: ModelVersion) -> None:
+        job = cli.json("align", "--base", base.id, "--method", "sft", "--name", "hardened")
+        assert "paused" in cli("jobs", "pause", str(job["id"]))
+        assert "queued" in cli("jobs", "resume", str(job["id"]))
+
+    def test_lists_by_label(self, cli: Cli, data: Path, aligned: ModelVersion) -> None:
+        options = ("jobs", "create", "--model", aligned.id, "--training-file", data)
+        one = cli.json(*options, "--metadata", "team=a", "--metadata", "run=1")
+        two = cli.json(*options, "--metadata", "team=a")
+        cli.json(*options)
+
+        def listed(*labels: str) -> list[object]:
+            given = [word for label in labels for word in ("--metadata", label)]
+            jobs = cli.json("jobs", "list", *given)["data"]
+            assert isinstance(jobs, list)
+            return [job["id"] for job in jobs]
+
+        assert listed("team=a") == [two["id"], one["id"]]
+        assert listed("team=a", "run=1") == [one["id"]]
+        assert listed("team=b") == []
+        assert "key=value" in cli.failing("jobs", "list", "--metadata", "team")
+        assert "labels" in cli.failing("jobs", "list", "--alignment", "--metadata", "a=b")
+
+    def test_checkpoints_are_a_table(
+        self, cli: Cli, place: Place, project: Project, aligned: ModelVersion
+    ) -> None:
+        job = place.job(project, aligned)
+        name = f"{job.result_model_id}:ckpt-step-3"
+        place.session.add(
+            JobCheckpoint(
+                job_id=job.id,
+                step=3,
+                version_name=name,
+                metrics={"step": 3, "train_loss": 1.25, "canary_loss": None},
+            )
+        )
+        version = place.version(name, VersionKind.TUNED, parent=aligned, project=project)
+        place.evaluation(version, harmful=7)
+        place.session.commit()
+        line = cli("jobs", "checkpoints", job.id).splitlines()[1]
+        assert line.split() == ["3", "1.2500", "7.0%", "released", name]
+        data = cli.json("jobs", "checkpoints", job.id)["data"]
+        assert isinstance(data, list)
+        assert data[0]["usable"] is True
 
     def test_an_alignment_job_is_found_by_its_id_too(self, cli: Cli, base: ModelVersion) -> None:
         job = cli.json(

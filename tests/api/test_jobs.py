@@ -154,13 +154,52 @@ class TestCreate:
         )
         assert error["code"] == "unsupported_method"
 
-    def test_integrations_are_refused_but_an_empty_list_is_none(
+    def test_integrations_are_kept_and_shown_where_the_stock_client_can_read_them(
         self, customer: Tenant, aligned: ModelVersion
     ) -> None:
-        wandb = {"type": "wandb", "wandb": {"project": "p"}}
-        error = refused(customer, model=aligned.id, training_file="f", integrations=[wandb])
-        assert error["param"] == "integrations"
-        create(customer, aligned, integrations=[])
+        wandb = {"type": "wandb", "wandb": {"project": "p", "tags": ["a"]}}
+        mlflow = {"type": "mlflow", "mlflow": {"experiment": "e"}}
+        job = create(customer, aligned, integrations=[wandb, mlflow])
+        assert job["integrations"] == [
+            {
+                "type": "wandb",
+                "wandb": {"project": "p", "name": None, "entity": None, "tags": ["a"]},
+            }
+        ]
+        assert job["further_integrations"] == [
+            {"type": "mlflow", "mlflow": {"experiment": "e", "name": None, "tags": None}}
+        ]
+        assert create(customer, aligned, integrations=[])["integrations"] == []
+        assert create(customer, aligned, integrations=None)["integrations"] == []
+
+    @pytest.mark.parametrize(
+        "wanted",
+        [
+            {"type": "wandb"},
+            {"type": "wandb", "wandb": {}},
+            {"type": "wandb", "wandb": {"project": "a/../b"}},
+            {"type": "wandb", "wandb": {"project": "p" * 65}},
+            {"type": "wandb", "wandb": {"project": "p", "tags": ["t"] * 17}},
+            {"type": "wandb", "wandb": {"project": "p", "base_url": "http://169.254.169.254"}},
+            {"type": "mlflow", "mlflow": {"tracking_uri": "http://127.0.0.1:5432"}},
+            {"type": "tensorboard", "tensorboard": {}},
+            1,
+        ],
+    )
+    def test_an_integration_names_no_address_and_nothing_odd(
+        self, customer: Tenant, aligned: ModelVersion, wanted: object
+    ) -> None:
+        error = refused(customer, model=aligned.id, training_file="f", integrations=[wanted])
+        assert str(error["param"]).startswith("integrations")
+
+    def test_whether_checkpoints_are_evaluated_is_asked_for(
+        self, customer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        assert create(customer, aligned)["evaluate_checkpoints"] is False
+        job = create(customer, aligned, evaluate_checkpoints=True)
+        assert job["evaluate_checkpoints"] is True
+        stored = place.session.get_one(Job, str(job["id"]))
+        assert Recipe.model_validate(stored.recipe).evaluate_checkpoints
 
     def test_a_raw_base_is_refused_with_what_to_do(
         self, customer: Tenant, base: ModelVersion, aligned: ModelVersion
@@ -275,6 +314,24 @@ class TestReplay:
         assert response.status_code == 409
         assert response.json()["error"]["code"] == "idempotency_key_reused"
         assert response.headers["x-should-retry"] == "false"
+
+    def test_a_retry_with_other_integrations_is_another_job(
+        self, customer: Tenant, aligned: ModelVersion
+    ) -> None:
+        wandb = {"type": "wandb", "wandb": {"project": "p"}}
+        body = {"model": aligned.id, "training_file": upload(customer)}
+        retry = {"x-stainless-retry-count": "1"}
+        ids = [
+            customer.client.post(JOBS, json={**body, **more}, headers=retry).json()["id"]
+            for more in (
+                {},
+                {"integrations": [wandb]},
+                {"integrations": [wandb], "evaluate_checkpoints": True},
+                {"integrations": [wandb]},
+            )
+        ]
+        assert len(set(ids)) == 3
+        assert ids[1] == ids[3]
 
     def test_keys_of_two_tenants_do_not_meet(
         self, customer: Tenant, stranger: Tenant, aligned: ModelVersion
@@ -468,15 +525,6 @@ class TestCancel:
         place.session.refresh(version)
         assert version.gate == Gate.BLOCKED
         assert "cancelled" in version.gate_reasons[-1]
-
-    @pytest.mark.parametrize("verb", ["pause", "resume"])
-    def test_pausing_says_that_it_is_not_supported(
-        self, customer: Tenant, aligned: ModelVersion, place: Place, verb: str
-    ) -> None:
-        job = place.job(customer.project, aligned)
-        response = customer.client.post(f"{JOBS}/{job.id}/{verb}")
-        assert response.status_code == 409
-        assert response.json()["error"]["code"] == "unsupported"
 
 
 class TestEvents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import FilePurpose
 
 from models.api_key import Project, Scope
-from models.job import Job, append_event, fail
+from models.job import Job, append_event, claim, fail
+from models.job_checkpoint import JobCheckpoint, checkpoint_name
 from models.model_version import Gate, ModelVersion
 from tests.api.conftest import Place, rows
 from tests.api.server import serve
@@ -291,8 +293,91 @@ class TestJobs:
         file = client.files.create(file=data, purpose="fine-tune")
         job = client.fine_tuning.jobs.create(model=aligned.id, training_file=file.id)
         with pytest.raises(openai.ConflictError) as caught:
-            client.with_options(max_retries=5).fine_tuning.jobs.pause(job.id)
+            client.with_options(max_retries=5).fine_tuning.jobs.resume(job.id)
         assert caught.value.response.request.headers["x-stainless-retry-count"] == "0"
+
+    def test_every_field_of_a_creation(
+        self, client: OpenAI, data: Path, aligned: ModelVersion
+    ) -> None:
+        file = client.files.create(file=data, purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(
+            model=aligned.id,
+            training_file=file.id,
+            validation_file=file.id,
+            suffix="mine",
+            hyperparameters={"n_epochs": "auto", "batch_size": 4, "learning_rate_multiplier": 0.5},
+            integrations=[{"type": "wandb", "wandb": {"project": "p", "tags": ["a"]}}],
+            metadata={"team": "a"},
+            extra_body={"evaluate_checkpoints": True},
+        )
+        assert 0 <= job.seed < 2**31
+        assert job.validation_file == file.id
+        assert (job.result_files, job.trained_tokens, job.estimated_finish) == ([], None, None)
+        assert job.hyperparameters.n_epochs == 1
+        assert job.method is not None
+        assert job.method.supervised is not None
+        assert job.method.supervised.hyperparameters is not None
+        assert job.method.supervised.hyperparameters.batch_size == 4
+        assert job.integrations is not None
+        assert job.integrations[0].wandb.project == "p"
+        assert job.model_extra is not None
+        assert job.model_extra["evaluate_checkpoints"] is True
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.fine_tuning.jobs.create(
+                model=aligned.id, training_file=file.id, method={"type": "reinforcement"}
+            )
+        assert caught.value.code == "unsupported_method"
+
+    def test_an_integration_beyond_the_schema_still_parses(
+        self, client: OpenAI, data: Path, aligned: ModelVersion
+    ) -> None:
+        file = client.files.create(file=data, purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(
+            model=aligned.id,
+            training_file=file.id,
+            extra_body={"integrations": [{"type": "mlflow", "mlflow": {"experiment": "e"}}]},
+        )
+        assert job.integrations == []
+        assert job.model_extra is not None
+        assert job.model_extra["further_integrations"][0]["mlflow"]["experiment"] == "e"
+
+    def test_pause_and_resume_parse_strictly(
+        self, client: OpenAI, data: Path, aligned: ModelVersion, place: Place
+    ) -> None:
+        file = client.files.create(file=data, purpose="fine-tune")
+        jobs = client.fine_tuning.jobs
+        job = jobs.create(model=aligned.id, training_file=file.id)
+        paused = jobs.pause(job.id)
+        assert paused.status == "queued"
+        assert paused.model_extra is not None
+        assert paused.model_extra["state"] == "paused"
+        assert next(iter(jobs.list())).id == job.id
+        assert jobs.resume(job.id).status == "queued"
+        claim(place.session, job.id, owner="w", lease_seconds=60)
+        place.session.commit()
+        pausing = jobs.pause(job.id)
+        assert pausing.status == "running"
+        assert pausing.model_extra is not None
+        assert pausing.model_extra["state"] == "pausing"
+
+    def test_checkpoints_are_paged_by_the_client(
+        self, client: OpenAI, aligned: ModelVersion, place: Place, project: Project
+    ) -> None:
+        job = place.job(project, aligned)
+        for step in range(1, 6):
+            place.session.add(
+                JobCheckpoint(
+                    job_id=job.id,
+                    step=step,
+                    version_name=checkpoint_name(job.result_model_id, step),
+                    metrics={"step": step, "train_loss": 1.5, "canary_loss": None},
+                )
+            )
+        place.session.commit()
+        found = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=2))
+        assert [checkpoint.step_number for checkpoint in found] == [5, 4, 3, 2, 1]
+        assert found[0].metrics.train_loss == 1.5
+        assert found[0].fine_tuned_model_checkpoint == f"{job.result_model_id}:ckpt-step-5"
 
     def test_a_failed_job_and_a_released_one(
         self, client: OpenAI, data: Path, aligned: ModelVersion, place: Place
@@ -318,6 +403,40 @@ class TestJobs:
         assert shown.model_extra is not None
         assert shown.model_extra["safety"]["gate"] == "held"
         assert client.models.retrieve(version.id).id == version.id
+
+
+class TestAsync:
+    def test_the_whole_life_of_a_job(
+        self, client: OpenAI, data: Path, aligned: ModelVersion, place: Place
+    ) -> None:
+        async def live() -> None:
+            async with AsyncOpenAI(
+                base_url=client.base_url,
+                api_key=client.api_key,
+                max_retries=0,
+                _strict_response_validation=True,
+            ) as asynchronous:
+                jobs = asynchronous.fine_tuning.jobs
+                file = await asynchronous.files.create(file=data, purpose="fine-tune")
+                made = [
+                    await jobs.create(
+                        model=aligned.id, training_file=file.id, metadata={"number": str(number)}
+                    )
+                    for number in range(3)
+                ]
+                assert [job.id async for job in jobs.list(limit=2)] == [j.id for j in made[::-1]]
+                assert [job.id async for job in jobs.list(metadata={"number": "1"})] == [made[1].id]
+                assert (await jobs.pause(made[0].id)).status == "queued"
+                assert (await jobs.resume(made[0].id)).status == "queued"
+                assert [point async for point in jobs.checkpoints.list(made[0].id)] == []
+                assert (await jobs.cancel(made[0].id)).status == "cancelled"
+                events = [event async for event in jobs.list_events(made[0].id, limit=2)]
+                assert len({event.id for event in events}) == 5
+                assert events[0].message == "Job cancelled."
+                with pytest.raises(openai.ConflictError):
+                    await jobs.pause(made[0].id)
+
+        asyncio.run(live())
 
 
 class TestModels:

@@ -19,7 +19,7 @@ from api.uploads.service import MAX_PENDING, MAX_SENDINGS, clean_uploads
 from models.api_key import ApiKey, Project, Scope
 from models.base import utc_now
 from models.file import File
-from models.job import Job, JobStatus
+from models.job import Job, JobEvent, JobStatus, claim
 from models.model_version import VersionKind
 from models.settings import Settings
 from models.storage import Storage
@@ -298,6 +298,60 @@ def test_a_model_is_deleted_or_tuned_but_never_both(client: TestClient) -> None:
     deleted, *created = at_once(create_or_delete)
     assert (deleted == 200) == (200 not in created)
     assert set(created) <= {200, 404}
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["queued", "running"])
+def test_pauses_at_the_same_moment_pause_once(
+    client: TestClient, place: Place, is_running: bool
+) -> None:
+    job_id = create(client)
+    if is_running:
+        claim(place.session, job_id, owner="w", lease_seconds=60)
+        place.session.commit()
+    pause = f"/v1/fine_tuning/jobs/{job_id}/pause"
+    codes = at_once(lambda _: client.post(pause).status_code)
+    assert sorted(codes) == [200] + [409] * (AT_ONCE - 1)
+
+
+def test_pause_resume_and_cancel_at_the_same_moment_are_taken_one_after_the_other(
+    client: TestClient, place: Place
+) -> None:
+    job_id = create(client)
+    verbs = ("pause", "resume", "pause", "resume", "cancel", "pause")
+
+    def change(number: int) -> int:
+        return client.post(f"/v1/fine_tuning/jobs/{job_id}/{verbs[number]}").status_code
+
+    codes = at_once(change)
+    assert codes[4] == 200
+    assert set(codes) <= {200, 409}
+    job = place.session.get_one(Job, job_id)
+    assert job.status == JobStatus.CANCELLED
+    numbers = place.session.scalars(
+        select(JobEvent.sequence).where(JobEvent.job_id == job_id).order_by(JobEvent.sequence)
+    ).all()
+    assert list(numbers) == list(range(1, 3 + codes.count(200)))
+
+
+def test_a_job_is_claimed_or_paused_but_never_both(client: TestClient, place: Place) -> None:
+    job_id = create(client)
+
+    def claim_or_pause(number: int) -> int:
+        if number:
+            with place.app.state.sessions.begin() as session:  # type: ignore[attr-defined]
+                return int(claim(session, job_id, owner="w", lease_seconds=60) is not None)
+        return client.post(f"/v1/fine_tuning/jobs/{job_id}/pause").status_code
+
+    paused, *claimed = at_once(claim_or_pause)
+    assert paused == 200
+    job = place.session.get_one(Job, job_id)
+    assert job.state == ("pausing" if any(claimed) else "paused")
+    assert sum(claimed) <= 1
+
+
+def create(client: TestClient) -> str:
+    body = {"model": "tiny-booster", "training_file": upload(client)}
+    return str(client.post("/v1/fine_tuning/jobs", json=body).json()["id"])
 
 
 def limited(client: TestClient, place: Place, **quotas: int) -> str:

@@ -193,6 +193,39 @@ class TestTrouble:
         with pytest.raises(NotFoundError):
             client.models.retrieve(get(client, f"/fine_tuning/jobs/{job.id}")["result_model"])
 
+    def test_a_paused_job_makes_room_for_another_and_goes_on_later(
+        self, running: Running, aligned: str
+    ) -> None:
+        client = running.client
+        jobs = client.fine_tuning.jobs
+        job = submit(
+            running,
+            aligned,
+            hyperparameters={"n_epochs": 2},
+            extra_body={"evaluate_checkpoints": True},
+        )
+        path = f"/fine_tuning/jobs/{job.id}"
+        wait_for_steps(client, job.id, 5)
+        assert jobs.pause(job.id).status == "running"
+        wait(lambda: get(client, path)["state"] == "paused", "the worker to let go")
+        following = submit(running, aligned)
+        assert wait_for_verdict(client, f"/fine_tuning/jobs/{following.id}")["safety"]
+        assert get(client, path)["state"] == "paused"
+        jobs.resume(job.id)
+        done = wait_for_verdict(client, path)
+        assert done["safety"], done["error"]
+        events = list(jobs.list_events(job.id, limit=100))
+        steps = [event.data["step"] for event in events if event.type == "metrics" and event.data]
+        assert steps[::-1] == list(range(1, done["total_steps"] + 1))  # each was taken once
+        last, first = jobs.checkpoints.list(job.id)
+        assert last.fine_tuned_model_checkpoint == done["result_model"]
+        assert first.step_number == done["total_steps"] // 2
+        assert first.metrics.full_valid_loss is not None
+        assert first.model_extra is not None
+        assert first.model_extra["gate"] in ("released", "blocked")
+        assert first.metrics.model_extra is not None
+        assert 0 <= first.metrics.model_extra["harmful_score"] <= 100
+
     def test_a_killed_worker_loses_nothing(self, running: Running, aligned: str) -> None:
         client = running.client
         job = submit(running, aligned, hyperparameters={"n_epochs": 2})

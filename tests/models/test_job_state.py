@@ -43,7 +43,10 @@ from models.job import (
     heartbeat,
     hold,
     lock_job,
+    park,
+    request_pause,
     requeue_lost,
+    resume,
     succeed,
 )
 from models.session import SessionFactory, make_engine, session_factory
@@ -70,6 +73,7 @@ class JobLife(RuleBasedStateMachine):
         self.losses = 0
         self.is_in_review = False
         self.is_expired = False
+        self.is_pausing = False
         self.events = 0
 
     def is_live(self, lease: Lease) -> bool:
@@ -82,7 +86,7 @@ class JobLife(RuleBasedStateMachine):
 
     def end(self, status: JobStatus) -> None:
         self.status = status
-        self.is_in_review = self.is_expired = False
+        self.is_in_review = self.is_expired = self.is_pausing = False
         self.events += 1
 
     @initialize(target=leases, losses=st.integers(0, MAX_ATTEMPTS - 1))
@@ -161,8 +165,51 @@ class JobLife(RuleBasedStateMachine):
             job.stage = Stage.REVIEW
             job.lease_owner = job.lease_expires_at = None
             append_event(session, job, "Held.", level="warn")
-        self.is_in_review, self.is_expired = True, False
+        self.is_in_review, self.is_expired, self.is_pausing = True, False, False
         self.events += 1
+
+    @rule(is_meant=st.booleans())
+    def is_to_pause(self, is_meant: bool) -> None:
+        if not is_meant:
+            return
+        is_possible = self.status == JobStatus.QUEUED or (
+            self.status == JobStatus.RUNNING and not (self.is_pausing or self.is_in_review)
+        )
+        if not is_possible:
+            with pytest.raises(IllegalTransition), self.sessions.begin() as session:
+                request_pause(session, lock_job(session, self.job_id))
+            return
+        with self.sessions.begin() as session:
+            request_pause(session, lock_job(session, self.job_id))
+        self.events += 1
+        if self.status == JobStatus.QUEUED:
+            self.status = JobStatus.PAUSED
+        else:
+            self.is_pausing = True
+
+    @rule(lease=leases)
+    def is_laid_down(self, lease: Lease) -> None:
+        if not self.is_live(lease):
+            with pytest.raises(LeaseLost), self.sessions.begin() as session:
+                park(session, hold(session, lease))
+            return
+        with self.sessions.begin() as session:
+            park(session, hold(session, lease))
+        self.end(JobStatus.PAUSED if self.is_pausing else JobStatus.QUEUED)
+
+    @rule()
+    def is_resumed(self) -> None:
+        if not (self.is_pausing or self.status == JobStatus.PAUSED):
+            with pytest.raises(IllegalTransition), self.sessions.begin() as session:
+                resume(session, lock_job(session, self.job_id))
+            return
+        with self.sessions.begin() as session:
+            resume(session, lock_job(session, self.job_id))
+        self.events += 1
+        if self.is_pausing:
+            self.is_pausing = False
+        else:
+            self.status = JobStatus.QUEUED
 
     @precondition(lambda self: self.is_in_review)
     @rule(is_released=st.booleans())
@@ -215,7 +262,8 @@ class JobLife(RuleBasedStateMachine):
         if not self.is_expired:
             return
         self.losses += 1
-        self.end(JobStatus.FAILED if self.losses == MAX_ATTEMPTS else JobStatus.QUEUED)
+        left = JobStatus.PAUSED if self.is_pausing else JobStatus.QUEUED
+        self.end(JobStatus.FAILED if self.losses == MAX_ATTEMPTS else left)
 
     @invariant()
     def agrees_with_the_model(self) -> None:
@@ -237,6 +285,9 @@ class JobLife(RuleBasedStateMachine):
         assert job.attempt == self.attempt
         assert job.lost_leases == self.losses
         assert job.awaits_review == self.is_in_review
+        assert job.is_pausing == self.is_pausing
+        assert job.state == ("pausing" if self.is_pausing else self.status)
+        assert job.wire_status != JobStatus.PAUSED
         assert [event.sequence for event in events] == list(range(1, self.events + 1))
         assert job.event_count == self.events
         has_worker = self.status == JobStatus.RUNNING and not self.is_in_review
@@ -252,6 +303,8 @@ class JobLife(RuleBasedStateMachine):
         """Let the job come to its end: whatever has happened, a worker or a reviewer can end it."""
         if self.is_in_review:
             self.is_reviewed(is_released=True)
+        if self.status == JobStatus.PAUSED:
+            self.is_resumed()
         if self.status == JobStatus.RUNNING:
             self.finishes(Lease(self.job_id, self.attempt), is_good=True)
         if self.status == JobStatus.QUEUED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -153,6 +153,9 @@ def add_job(
     scorer: ScorerName = "exact",
     tuning: TuningProtection | None = None,
     screen: bool = False,
+    epochs: int | None = None,
+    evaluate_checkpoints: bool = False,
+    integrations: Sequence[dict[str, object]] = (),
 ) -> Job:
     tuning = tuning or TuningProtection()
     job = Job(
@@ -173,7 +176,10 @@ def add_job(
             scorer=scorer,
             tuning=tuning,
             screen=screen,
+            n_epochs=epochs,
+            evaluate_checkpoints=evaluate_checkpoints,
         ).model_dump(mode="json"),
+        integrations=list(integrations),
     )
     session.add(job)
     session.flush()
@@ -207,6 +213,7 @@ class Provider:
         start: ModelVersion | None = None,
         *,
         result: str = "ft:toy-base:org:mine:1",
+        is_validated: bool = True,
         **options: object,
     ) -> str:
         with self.shop.sessions.begin() as session:
@@ -217,7 +224,7 @@ class Provider:
                 start or self.base,
                 result=result,
                 training=file,
-                validation=file,
+                validation=file if is_validated else None,
                 **options,  # type: ignore[arg-type]
             )
             return job.id
@@ -247,6 +254,16 @@ class Provider:
             job = lock_job(session, job_id)
             job.lease_expires_at = utc_now() - timedelta(seconds=1)
             requeue_lost(session, job, max_attempts=3)
+
+    def change(self, job_id: str, act: Callable[[Session, Job], None]) -> None:
+        """Change the job as the api does: its row locked."""
+        with self.shop.sessions.begin() as session:
+            act(session, lock_job(session, job_id))
+
+    def adapter(self, version_id: str) -> bytes:
+        """Give the bytes of a version's adapter."""
+        prefix = self.version(version_id).source["prefix"]
+        return self.shop.storage.get(f"{prefix}/adapter_model.safetensors")
 
 
 def lose_at_step(

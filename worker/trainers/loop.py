@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class StepMetrics:
         tokens: trained tokens so far, this step's included.
         diagnostics: what the method saw, by name (Booster: harmful_loss, ...).
         canary_loss: mean cross-entropy on held-out harmful rows, where it was measured.
+        validation: what `validate` measured after the update, by name; empty where it measured nothing.
     """
 
     step: int
@@ -74,6 +75,7 @@ class StepMetrics:
     tokens: int
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     canary_loss: float | None = None
+    validation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def train(
     canary: Sequence[Example] = (),
     canary_every: int = 10,
     canary_stop: float | None = None,
+    epoch_ends: Collection[int] = (),
+    validate: Callable[[int], Mapping[str, float]] = lambda _: {},
     on_step: Callable[[StepMetrics], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint_folder: Path | None = None,
@@ -125,6 +129,8 @@ def train(
         canary: held-out harmful rows, measured after step 1, every `canary_every` steps and at the end.
         canary_every: steps between two measurements.
         canary_stop: the run ends when the canary's loss is below this share of what it was at the start.
+        epoch_ends: steps, counted from 1, after which the canary is measured as well.
+        validate: is called after each step's update with its number; gives what it measured, if anything.
         on_step: is told of each step.
         should_stop: is asked before each step; true ends the run.
         checkpoint_folder: where to go on from, if it holds a checkpoint, and to write.
@@ -189,12 +195,17 @@ def train(
                     done, step=done.step + 1, tokens=done.tokens + direction.measured.tokens
                 )
                 canary_loss = None
-                if canary and (done.step in (1, config.steps) or done.step % canary_every == 0):
+                if canary and (
+                    done.step in (1, config.steps)
+                    or done.step % canary_every == 0
+                    or done.step in epoch_ends
+                ):
                     canary_loss = canary_after = mean_token_loss(model, canary, pad_id)
                     canary_fell = done.step < config.steps and _has_fallen(
                         canary_loss, done.canary_before, canary_stop
                     )
-                on_step(_metrics(done, config, direction, norm, rate, canary_loss))
+                measured = _metrics(done, config, direction, norm, rate, canary_loss)
+                on_step(replace(measured, validation=validate(done.step)))
             # Where the canary fell there is nothing to go on from: a checkpoint would be trained past it.
             due = checkpoint_every and done.step % checkpoint_every == 0 and not canary_fell
             if (

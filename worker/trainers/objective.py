@@ -208,7 +208,6 @@ def _trained_scores(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor,
     return scores, targets
 
 
-@torch.no_grad()
 def mean_token_loss(
     model: torch.nn.Module, examples: Sequence[Example], pad_id: int, *, batch_size: int = 32
 ) -> float:
@@ -216,18 +215,31 @@ def mean_token_loss(
 
     On held-out harmful rows this is the canary: it falls long before a model complies in its answers.
     """
+    return token_means(model, examples, pad_id, batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def token_means(
+    model: torch.nn.Module, examples: Sequence[Example], pad_id: int, *, batch_size: int = 32
+) -> tuple[float, float]:
+    """Give the mean cross-entropy of the trained tokens of `examples`, and the share that is put first.
+
+    In evaluation mode, without a gradient.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total, tokens = 0.0, 0
+    total, correct, tokens = 0.0, 0, 0
     try:
         for first in range(0, len(examples), batch_size):
             batch = collate(examples[first : first + batch_size], pad_id, device)
-            total += float(token_sums(model, batch)[0])
+            loss, hits = token_sums(model, batch)
+            total += float(loss)
+            correct += int(hits)
             tokens += batch.trained_tokens
     finally:
         model.train(was_training)
-    return total / tokens
+    return total / tokens, correct / tokens
 
 
 def _of_rank() -> tuple[int, ...]:
