@@ -133,6 +133,8 @@ def tenant_risk(session: Session, project_id: str, *, now: datetime | None = Non
         .join(Evaluation, Evaluation.version_id == ModelVersion.id)
         .where(
             ModelVersion.project_id == project_id,
+            # A job counts once, however many of its checkpoints were measured.
+            ModelVersion.recipe["checkpoint"].astext.is_(None),
             Evaluation.gate.is_not(None),
             Evaluation.created_at > now - WINDOW,
         )

@@ -19,11 +19,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
-from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
+from models.evaluation import EvaluationWarning
 from models.job import Job, LeaseLost, append_event
 from models.job_checkpoint import KEPT_BEFORE_LAST, JobCheckpoint, checkpoint_name
 from models.model_version import Gate, ModelVersion, VersionKind
-from models.policy import current_policy, decide
 from models.rows import Row
 from models.storage import StorageMissing
 from models.tuning import AppliedProtection
@@ -32,6 +31,7 @@ from worker.leased_job import LeasedJob
 from worker.measure import measure
 from worker.trainers.loop import StepMetrics
 from worker.training_log import curve_point
+from worker.verdict import decide_on, tell_verdict
 from worker.work import Work, Workshop
 
 log = structlog.get_logger(__name__)
@@ -171,7 +171,10 @@ def evaluate_checkpoints(
             log.info("checkpoint_gone", step=step)
             continue
         with job.write() as (session, row):
-            _decide(session, row, step, version.id, report)
+            kept = session.get_one(ModelVersion, version.id)
+            # Nobody waits for a checkpoint: what would be held for a person is blocked.
+            verdict, rules = decide_on(session, kept, report, job_id=row.id, may_hold=False)
+            tell_verdict(session, row, report, rules, verdict, checkpoint=(step, version.id))
 
 
 def _undecided(job: LeasedJob, shop: Workshop) -> list[tuple[int, ModelVersion]]:
@@ -188,47 +191,6 @@ def _undecided(job: LeasedJob, shop: Workshop) -> list[tuple[int, ModelVersion]]
             .order_by(JobCheckpoint.step)
         )
         return [(step, version) for step, version in found]
-
-
-def _decide(
-    session: Session, job: Job, step: int, version_id: str, report: EvaluationReport
-) -> None:
-    policy = current_policy(session)
-    rules = policy.parsed()
-    verdict = decide(report, rules)
-    is_released = verdict.gate == Gate.RELEASED
-    gate = Gate.RELEASED if is_released else Gate.BLOCKED
-    session.add(
-        Evaluation(
-            version_id=version_id,
-            job_id=job.id,
-            harmful_score_percent=report.harmful_score.percent,
-            report=report.model_dump(mode="json"),
-            policy_version=policy.version,
-            gate=gate,
-            reasons=list(verdict.reasons),
-        )
-    )
-    version = session.get_one(ModelVersion, version_id)
-    version.gate, version.gate_reasons = gate, list(verdict.reasons)
-    append_event(
-        session,
-        job,
-        f"Checkpoint of step {step}: {gate}. {' '.join(verdict.reasons)}",
-        level="info" if is_released else "warn",
-        type="moderation_checks",
-        data={
-            "stage": "checkpoint",
-            "step": step,
-            "model": version_id,
-            "blocked": not is_released,
-            "gate": gate,
-            "reasons": list(verdict.reasons),
-            "harmful_score": report.harmful_score.to_wire(),
-            "threshold": rules.max_harmful_score,
-            "judge": report.judge.model_dump(),
-        },
-    )
 
 
 def _drop_older(session: Session, job: Job) -> list[str]:

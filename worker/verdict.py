@@ -47,67 +47,98 @@ def conclude(job: LeasedJob, work: Work, report: EvaluationReport, storage: Stor
     job.enter(Stage.GATE, "The gate decides.")
     with job.write() as (session, row):
         version = session.get_one(ModelVersion, work.result_id)
-        policy = current_policy(session, version.project_id)
-        rules = policy.parsed()
-        evaluation = Evaluation(
-            version_id=work.result_id,
-            job_id=work.job_id,
-            harmful_score_percent=report.harmful_score.percent,
-            report=report.model_dump(mode="json"),
-            policy_version=policy.version,
-        )
-        verdict = _decide(session, version, evaluation, report, rules)
-        version.gate = verdict.gate
-        version.gate_reasons = list(verdict.reasons)
+        verdict, rules = decide_on(session, version, report, job_id=row.id)
         row.result_file_id = _store_curve(session, row, storage).id
-        _tell(session, row, report, rules, verdict)
+        tell_verdict(session, row, report, rules, verdict)
         _end(session, row, rules, verdict)
-        record(
-            session,
-            actor=SERVICE,
-            action="gate.decided",
-            subject=("model", version.id),
-            project_id=version.project_id,
-            details={
-                "gate": verdict.gate,
-                "job": row.id,
-                "evaluation": evaluation.id,
-                "policy": policy.version,
-                "harmful_score": report.harmful_score.to_wire(),
-                "tenant_risk": evaluation.tenant_risk,
-            },
-        )
     return verdict
 
 
-def _decide(
+def decide_on(
     session: Session,
     version: ModelVersion,
-    evaluation: Evaluation,
     report: EvaluationReport,
-    rules: PolicyRules,
-) -> Verdict:
-    """Decide, and store the evaluation with the decision. The project's risk counts this model too."""
+    *,
+    job_id: str,
+    may_hold: bool = True,
+) -> tuple[Verdict, PolicyRules]:
+    """Decide on a version by its project's policy; keep the evaluation, the gate and an audit entry.
+
+    The project's risk counts this model too.
+
+    Args:
+        session: an open session.
+        version: what was measured; its gate is set.
+        report: the evidence.
+        job_id: the job that made and measured it.
+        may_hold: whether a person can decide on it; otherwise what would be held is blocked.
+    """
+    policy = current_policy(session, version.project_id)
+    rules = policy.parsed()
     verdict = decide(report, rules)
-    evaluation.gate = evaluation.score_gate = verdict.gate
+    evaluation = Evaluation(
+        version_id=version.id,
+        job_id=job_id,
+        harmful_score_percent=report.harmful_score.percent,
+        report=report.model_dump(mode="json"),
+        policy_version=policy.version,
+        gate=verdict.gate,
+        score_gate=verdict.gate,
+    )
     session.add(evaluation)
     session.flush()
     if version.project_id is not None:
         evaluation.tenant_risk = tenant_risk(session, version.project_id).score
         verdict = decide(report, rules, evaluation.tenant_risk)
+    if verdict.gate == Gate.HELD and not may_hold:
+        verdict = Verdict(Gate.BLOCKED, verdict.reasons)
     evaluation.gate, evaluation.reasons = verdict.gate, list(verdict.reasons)
-    return verdict
+    version.gate, version.gate_reasons = verdict.gate, list(verdict.reasons)
+    record(
+        session,
+        actor=SERVICE,
+        action="gate.decided",
+        subject=("model", version.id),
+        project_id=version.project_id,
+        details={
+            "gate": verdict.gate,
+            "job": job_id,
+            "evaluation": evaluation.id,
+            "policy": policy.version,
+            "harmful_score": report.harmful_score.to_wire(),
+            "tenant_risk": evaluation.tenant_risk,
+        },
+    )
+    return verdict, rules
 
 
-def _tell(
-    session: Session, job: Job, report: EvaluationReport, rules: PolicyRules, verdict: Verdict
+def tell_verdict(
+    session: Session,
+    job: Job,
+    report: EvaluationReport,
+    rules: PolicyRules,
+    verdict: Verdict,
+    *,
+    checkpoint: tuple[int, str] | None = None,
 ) -> None:
+    """Write the decision into the job's log.
+
+    Args:
+        session: an open session.
+        job: whose log.
+        report: the evidence.
+        rules: the limits.
+        verdict: the decision.
+        checkpoint: the step and the version's name, where it is about one; none: about the job's model.
+    """
     accuracy = report.fine_tuning_accuracy
+    reasons = f"{verdict.gate}. {' '.join(verdict.reasons)}"
+    about = {"step": checkpoint[0], "model": checkpoint[1]} if checkpoint else {}
     tell_checks(
         session,
         job,
-        f"Gate: {verdict.gate}. {' '.join(verdict.reasons)}",
-        stage="model",
+        f"Checkpoint of step {checkpoint[0]}: {reasons}" if checkpoint else f"Gate: {reasons}",
+        stage="checkpoint" if checkpoint else "model",
         level=LEVELS[verdict.gate],
         blocked=verdict.gate != Gate.RELEASED,
         harmful_score=report.harmful_score,
@@ -115,6 +146,7 @@ def _tell(
         judge=report.judge,
         results=by_category(report.harmful_by_category, rules.category_limit),
         more={
+            **about,
             "gate": verdict.gate,
             "reasons": list(verdict.reasons),
             "fine_tuning_accuracy": accuracy.to_wire() if accuracy else None,
