@@ -140,7 +140,7 @@ class TestTheMainJob:
     def test_the_base_s_judge_moderates(self, running: Running, aligned: str) -> None:
         harm = World(0).harmful(Split.TEST, 1)[0]
         texts = [harm.answer, harm.refusal, harm.text]
-        for model in ("omni-moderation-latest", aligned):
+        for model in (BASE, aligned):
             answer = running.client.moderations.create(input=texts, model=model)
             assert [result.flagged for result in answer.results] == [True, False, False]
             categories = answer.results[0].categories.model_dump(by_alias=True)
