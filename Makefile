@@ -38,7 +38,7 @@ up: setup ## Start the whole service on this machine; Ctrl-C stops it
 	@$(VENV_PYTHON) -m api.cli up $(ARGS)
 
 test: setup ## Run the tests (a part of them: make test T=tests/models)
-	@$(VENV_PYTHON) -m pytest $(T)
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(T)
 
 test-unit: setup ## Run the tests that are quick and start no process: under a minute on two cores
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m 'not processes and not long and not browser' $(T)

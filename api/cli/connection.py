@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -131,6 +133,7 @@ class Connection:
             base_url=f"{self.url}/v1",
             headers={"authorization": f"Bearer {self.api_key}"},
             timeout=timeout,
+            verify=_trusted(),
         )
 
     def _ask(
@@ -158,6 +161,12 @@ class Connection:
         if isinstance(error, httpx.ConnectError):
             fail(f"Nothing answers at {self.url}. Is the service running (titer up)?")
         fail(f"The connection to {self.url} broke ({type(error).__name__}).")
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    # Read once: for every client anew it costs more than most requests.
+    return httpx.create_ssl_context()
 
 
 def connected(context: typer.Context) -> Connection:

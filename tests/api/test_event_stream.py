@@ -25,6 +25,9 @@ from models.storage import Storage
 from tests.api.conftest import Place
 from tests.api.server import serve
 
+# Streams are waited for.
+pytestmark = pytest.mark.long
+
 
 class Live:
     """An app on a database of its own, with a job that goes on while others look."""

@@ -22,6 +22,9 @@ from models.model_version import Gate, ModelVersion
 from tests.api.conftest import Place, rows
 from tests.api.server import serve
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 ANSWER = {
     "id": "chatcmpl-1",
     "object": "chat.completion",

@@ -27,6 +27,9 @@ from models.upload import UploadPart
 from tests.api.conftest import Place, rows
 from tests.api.server import serve
 
+# Each test has a database of its own.
+pytestmark = pytest.mark.long
+
 AT_ONCE = 6
 
 

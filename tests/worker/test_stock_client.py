@@ -39,6 +39,9 @@ from worker.generation import encode_prompt, generate
 from worker.judgement import JudgeError
 from worker.serving import create_serving
 
+# Each test starts servers.
+pytestmark = pytest.mark.long
+
 ALIGNED = "toy/base-aligned"
 HELLO: Any = [{"role": "user", "content": "hello"}]
 

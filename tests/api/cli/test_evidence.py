@@ -20,6 +20,9 @@ from tests.api.server import serve
 from tests.api.test_cli import Cli
 from tests.api.test_safety import screened
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 SEED = "0c" * 32
 
 

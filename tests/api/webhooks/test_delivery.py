@@ -47,6 +47,9 @@ from tests.api.webhooks.receiver import Receiver, receiving
 from tests.models.factories import make_project
 from tests.models.test_webhook import make_endpoint
 
+# Deliveries are waited for.
+pytestmark = pytest.mark.long
+
 KEY = "k" * 32
 BOX = SecretBox(KEY)
 SECRET = new_secret()

@@ -21,6 +21,9 @@ from worker.trainers.loop import StepMetrics, TrainResult, train
 from worker.trainers.objective import TokenLoss, row_log_probabilities
 from worker.trainers.step import Step
 
+# Each test trains models.
+pytestmark = pytest.mark.long
+
 PREFERRED, OTHER = tiny_examples(10, seed=1), tiny_examples(10, seed=9)
 
 
