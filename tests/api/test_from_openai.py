@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from openai import OpenAI
+from openai._resource import SyncAPIResource
 from sqlalchemy import select
 from starlette.routing import BaseRoute
 
@@ -82,6 +84,17 @@ class TestTables:
     )
     def test_what_is_not_here_is_in_the_stock_client(self, name: str) -> None:
         assert resolve(name) is not None
+
+    def test_every_call_of_the_stock_client_is_told_of(self) -> None:
+        there = {line[1].strip("`") for line in THEIRS}
+        absent = [name for line in ABSENT for name in re.findall(r"`([a-z_.]+)`", line[0])]
+        helpers = PAGE.split("The client's helpers")[1]
+        left = {
+            call
+            for call in offered(OpenAI(api_key="none", admin_api_key="none"))
+            if call not in there and not any(f"{call}.".startswith(f"{name}.") for name in absent)
+        }
+        assert left == set(re.findall(r"`([a-z]+\.[a-z_.]+)`", helpers))
 
     @pytest.mark.parametrize(
         ("method", "path", "status", "code"),
@@ -187,6 +200,19 @@ def resolve(name: str) -> object:
     """The attribute of a stock client that a dotted name leads to."""
     client: object = OpenAI(api_key="none", admin_api_key="none")
     return reduce(getattr, name.split("."), client)
+
+
+def offered(resource: object, *names: str) -> Iterator[str]:
+    """The dotted names of all calls that a client, or one resource of it, has."""
+    for name, member in inspect.getmembers_static(type(resource)):
+        if name.startswith(("_", "with_")):
+            continue
+        if isinstance(member, cached_property):
+            within = getattr(resource, name)
+            if isinstance(within, SyncAPIResource):
+                yield from offered(within, *names, name)
+        elif isinstance(resource, SyncAPIResource) and callable(member):
+            yield ".".join((*names, name))
 
 
 SCOPES = {
