@@ -22,11 +22,13 @@ from sqlalchemy import select
 from starlette.routing import BaseRoute
 
 from api import deps
+from api.schemas import JsonObject
 from models.api_key import Project, Scope
 from models.file import File, content_key
 from models.job import Job, JobStatus, append_event, claim, fail, succeed
 from models.model_version import Gate, ModelVersion, VersionKind
-from tests.api.conftest import Place, Tenant, rows
+from models.policy import PolicyRules
+from tests.api.conftest import Place, Tenant, rows, upload
 from tests.api.server import serve
 from tests.api.test_openai_client import ANSWER
 
@@ -114,6 +116,28 @@ class TestTables:
     ) -> None:
         response = operator.client.request(method, path)
         assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+class TestDifferences:
+    @pytest.mark.parametrize(
+        ("asked", "status", "code"),
+        [
+            ({"model": "gpt-4o-mini-2024-07-18"}, 404, "model_not_found"),
+            ({"model": "tiny"}, 400, "model_not_aligned"),
+            ({"method": {"type": "reinforcement"}}, 400, "unsupported_method"),
+            ({"n_epochs": 3}, 400, "invalid_request"),
+        ],
+    )
+    def test_what_is_refused_is_refused_in_these_words(
+        self, customer: Tenant, aligned: ModelVersion, asked: JsonObject, status: int, code: str
+    ) -> None:
+        body = {"model": aligned.id, "training_file": upload(customer), **asked}
+        response = customer.client.post("/v1/fine_tuning/jobs", json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        assert f"{status} `{code}`" in PAGE
+
+    def test_the_hours_of_a_held_model(self) -> None:
+        assert f"after {PolicyRules().review_hours:g} hours" in PAGE
 
 
 class TestScript:
