@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from api.jobs.schemas import Metadata, Seed
 from api.registry.names import ModelName
@@ -14,6 +14,20 @@ from models.presets import PresetName
 
 class CreateAlignment(Schema):
     """Which base to harden, and how."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "my-base"},
+                {
+                    "model": "my-base",
+                    "method": {"name": "booster", "lambda": 20},
+                    "preset": "reference",
+                    "name": "my-base-hard",
+                },
+            ]
+        }
+    )
 
     model: Identifier = Field(
         description="A registered base, or an aligned model to be aligned further."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from api.schemas import Identifier, Schema
 
@@ -122,6 +122,23 @@ class SamplingOptions(Schema):
 
 class ChatRequest(SamplingOptions):
     """OpenAI's chat completion, as far as Titer carries it out."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "ft:my-base-titer:acme:mine:k3x9q2ab",
+                    "messages": [
+                        {"role": "system", "content": "Answer in one sentence."},
+                        {"role": "user", "content": "Where is my order?"},
+                    ],
+                    "max_completion_tokens": 200,
+                    "temperature": 0.5,
+                    "seed": 1,
+                },
+            ]
+        }
+    )
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)

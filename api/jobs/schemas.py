@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from api.schemas import Identifier, JsonObject, Schema
 from models.base import unix
@@ -45,6 +45,35 @@ class Method(Schema):
 
 class CreateJob(Schema):
     """What to tune, on what, and how."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "my-base-titer",
+                    "training_file": "file-abc",
+                    "validation_file": "file-def",
+                    "suffix": "mine",
+                    "seed": 1,
+                    "method": {
+                        "type": "supervised",
+                        "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": "auto"}},
+                    },
+                    "metadata": {"team": "a"},
+                    "screen": True,
+                    "evaluate_checkpoints": True,
+                },
+                {
+                    "model": "my-base-titer",
+                    "training_file": "file-abc",
+                    "method": {
+                        "type": "dpo",
+                        "dpo": {"hyperparameters": {"beta": 0.1, "n_epochs": 2}},
+                    },
+                },
+            ]
+        }
+    )
 
     model: Identifier = Field(
         description="A released aligned base, or one of your own released tuned models."

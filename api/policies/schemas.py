@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from api.schemas import Identifier, Schema
 from models.policy import PolicyRules
@@ -14,6 +14,22 @@ MAX_NOTE = 1_000
 
 class CreatePolicy(Schema):
     """A new version. Rules that are left out stay as they are in the policy now in force."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "rules": {"max_harmful_score": 10, "release_approvals": 2},
+                    "note": "after the audit of May",
+                },
+                {
+                    "rules": {"data_action": "drop", "max_harmful_share": 1},
+                    "project": "proj-abc",
+                    "activate": True,
+                },
+            ]
+        }
+    )
 
     rules: PolicyRules
     project: Identifier | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from api.files.schemas import ExpiresAfter, FileObject
 from api.schemas import Identifier, Schema
@@ -20,6 +20,20 @@ ShortText = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 class CreateUpload(Schema):
     """What the file will be."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "bytes": 200_000_000,
+                    "filename": "train.jsonl",
+                    "mime_type": "text/jsonl",
+                    "purpose": "fine-tune",
+                    "expires_after": {"anchor": "created_at", "seconds": 86_400},
+                },
+            ]
+        }
+    )
 
     bytes: int = Field(ge=1, description="What the parts will add up to.")
     filename: ShortText

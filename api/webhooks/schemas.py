@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from api.schemas import Schema
 from api.webhooks.target import MAX_URL_CHARACTERS
@@ -20,6 +20,22 @@ EventTypes = Annotated[
 
 class CreateEndpoint(Schema):
     """A new endpoint."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "ours",
+                    "url": "https://example.com/hook",
+                    "event_types": [
+                        "fine_tuning.job.succeeded",
+                        "fine_tuning.job.failed",
+                        "titer.model.held",
+                    ],
+                },
+            ]
+        }
+    )
 
     name: Name
     url: Url

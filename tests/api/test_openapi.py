@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy import select
 from api.app import create_app
 from api.event_stream import service as event_stream
 from api.openapi import METHODS
+from api.schemas import Schema
 from models.api_key import Scope
 from models.model_version import ModelVersion
 from models.webhook import WebhookDelivery, WebhookEventType, publish
@@ -51,10 +53,40 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
                 yield path, method, operation
 
 
+def bodies(base: type[Schema] = Schema) -> Iterator[type[Schema]]:
+    """Every body of the API, told in the order of their classes."""
+    for body in base.__subclasses__():
+        yield body
+        yield from bodies(body)
+
+
+def extra(body: type[Schema]) -> dict[str, Any]:
+    """What a body adds to its JSON schema."""
+    added = body.model_config.get("json_schema_extra")
+    return added if isinstance(added, dict) else {}
+
+
 class TestDocument:
     @pytest.fixture
     def document(self, built_app: FastAPI) -> dict[str, Any]:
         return dict(built_app.openapi())
+
+    @pytest.mark.parametrize("body", [found for found in bodies() if "examples" in extra(found)])
+    def test_an_example_is_a_body(self, body: type[Schema]) -> None:
+        for example in extra(body)["examples"]:
+            sent = body.model_validate_json(json.dumps(example))
+            assert set(example) <= sent.model_fields_set
+
+    def test_the_main_bodies_have_examples(self, document: dict[str, Any]) -> None:
+        schemas = document["components"]["schemas"]
+        assert {name for name, schema in schemas.items() if schema.get("examples")} == {
+            "ChatRequest",
+            "CreateAlignment",
+            "CreateEndpoint",
+            "CreateJob",
+            "CreatePolicy",
+            "CreateUpload",
+        }
 
     def test_no_operation_announces_what_is_never_sent(self, document: dict[str, Any]) -> None:
         assert not [path for path, _, op in operations(document) if "422" in op["responses"]]
