@@ -247,6 +247,16 @@ def stranger(app: FastAPI, place: Place) -> Tenant:
 
 
 @pytest.fixture
+def reviewer(app: FastAPI, place: Place) -> Tenant:
+    return _tenant(app, place, place.project("reviewers"), Scope.REVIEWER)
+
+
+@pytest.fixture
+def provider(app: FastAPI, place: Place) -> Tenant:
+    return _tenant(app, place, place.project("providers"), Scope.PROVIDER)
+
+
+@pytest.fixture
 def operator(app: FastAPI, place: Place) -> Tenant:
     return _tenant(app, place, place.project("provider"), Scope.OPERATOR)
 
