@@ -175,18 +175,22 @@ class World:
         return self._certification(JobStatus.SUCCEEDED)
 
     def new_alignment(self) -> Ask:
-        return body(model=self.aligned.root_id)
+        return body(model=self.aligned.root_id, name=new_id("booster"))
 
     def name_of_alignment_taken(self) -> Ask:
         return body(model=self.aligned.root_id, name=self.aligned.id)
 
     def new_certification(self) -> Ask:
-        supply(self.place, self.aligned)
-        return body(model=self.aligned.id)
+        # A fresh one: a model is certified by one job at a time.
+        model = self.place.version(new_id("booster"), VersionKind.ALIGNED, parent=self.aligned)
+        self.place.session.commit()
+        supply(self.place, model)
+        return body(model=model.id)
 
     def certified_already(self) -> Ask:
         self.certification()
-        return self.new_certification()
+        supply(self.place, self.aligned)
+        return body(model=self.aligned.id)
 
     def _finetune(self, **facts: object) -> Job:
         job = self.place.job(self.project, self.aligned, **facts)
@@ -240,9 +244,10 @@ class World:
         return self.aligned.id
 
     def new_base(self) -> Ask:
+        name = new_id("base")
         return body(
-            source=str(write_base(self.folder / "base")),
-            safety_set=str(write_safety_set(self.folder / "safety")),
+            source=str(write_base(self.folder / name)),
+            safety_set=str(write_safety_set(self.folder / f"safety-{name}")),
         )
 
     def name_of_base_taken(self) -> Ask:
