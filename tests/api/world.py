@@ -40,7 +40,11 @@ SETTINGS: dict[str, object] = {
     "adapter_export": "always",
 }
 HELLO = [{"role": "user", "content": "hello"}]
-HOOK = {"name": "hook", "url": "https://127.0.0.1/", "event_types": ["fine_tuning.job.failed"]}
+HOOK: dict[str, Any] = {
+    "name": "hook",
+    "url": "https://127.0.0.1/",
+    "event_types": ["fine_tuning.job.failed"],
+}
 
 
 @dataclass(frozen=True)
