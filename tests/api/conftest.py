@@ -227,7 +227,7 @@ def place(session: Session, storage: Storage) -> Place:
     return Place(session, storage)
 
 
-def _tenant(app: FastAPI, place: Place, project: Project, *scopes: Scope) -> Tenant:
+def make_tenant(app: FastAPI, place: Place, project: Project, *scopes: Scope) -> Tenant:
     token = place.key(project, *scopes)
     place.session.commit()
     client = TestClient(
@@ -238,17 +238,27 @@ def _tenant(app: FastAPI, place: Place, project: Project, *scopes: Scope) -> Ten
 
 @pytest.fixture
 def customer(app: FastAPI, place: Place) -> Tenant:
-    return _tenant(app, place, place.project("acme"), Scope.CUSTOMER)
+    return make_tenant(app, place, place.project("acme"), Scope.CUSTOMER)
 
 
 @pytest.fixture
 def stranger(app: FastAPI, place: Place) -> Tenant:
-    return _tenant(app, place, place.project("globex"), Scope.CUSTOMER)
+    return make_tenant(app, place, place.project("globex"), Scope.CUSTOMER)
+
+
+@pytest.fixture
+def reviewer(app: FastAPI, place: Place) -> Tenant:
+    return make_tenant(app, place, place.project("reviewers"), Scope.REVIEWER)
+
+
+@pytest.fixture
+def provider(app: FastAPI, place: Place) -> Tenant:
+    return make_tenant(app, place, place.project("providers"), Scope.PROVIDER)
 
 
 @pytest.fixture
 def operator(app: FastAPI, place: Place) -> Tenant:
-    return _tenant(app, place, place.project("provider"), Scope.OPERATOR)
+    return make_tenant(app, place, place.project("provider"), Scope.OPERATOR)
 
 
 @pytest.fixture
