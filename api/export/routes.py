@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from api.deps import CallerDep, SessionDep, SettingsDep, StorageDep
 from api.export import service
 from api.safety.service import signed_report, signer
-
-log = structlog.get_logger(__name__)
+from models.audit import record
 
 router = APIRouter(tags=["models"])
 
@@ -38,7 +36,13 @@ def export(
     )
     report = signed_report(session, storage, settings, version) if signer(settings) else None
     export = service.prepare(storage, version, report)
-    log.info("adapter_exported", model=version.id, key_id=caller.key.id)
+    record(
+        session,
+        actor=caller.key,
+        action="model.exported",
+        subject=("model", version.id),
+        project_id=version.project_id,
+    )
     return StreamingResponse(
         service.tar(storage, export),
         media_type="application/x-tar",

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from api.export import service
 from api.safety.signature import Signer, verify
+from models.audit import AuditEntry
 from models.model_version import Gate, ModelVersion
 from models.settings import Settings
 from models.storage import DamagedFolder, Storage
@@ -71,6 +73,8 @@ class TestExport:
         )
         report = verify(found["safety_report.json"], {KEY.id: KEY})
         assert report["weights"]["sha256"] == released.data_hashes["adapter"]
+        entry = place.session.scalars(select(AuditEntry)).one()
+        assert (entry.action, entry.subject_id) == ("model.exported", released.id)
 
     def test_carries_nothing_else_that_lies_beside_it(
         self, place: Place, customer: Tenant, released: ModelVersion, tmp_path: Path
