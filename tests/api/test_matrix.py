@@ -27,6 +27,9 @@ from tests.api.test_moderations import judged
 from tests.api.test_openapi import operations
 from tests.api.world import HOOK, SETTINGS, Ask, Made, World
 
+# Some three hundred cases, each with a tenant of its own.
+pytestmark = pytest.mark.long
+
 Scopes = frozenset[Scope]
 CUSTOMER = frozenset({Scope.CUSTOMER})
 OPERATOR = frozenset({Scope.OPERATOR})
