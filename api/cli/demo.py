@@ -206,11 +206,9 @@ def _follow(client: OpenAI, path: str, task: TaskID, progress: Progress) -> dict
             progress.update(task, completed=1, total=1)
             return job
         newest = _get(client, f"{path}/events?limit=1")["data"]
-        facts = (newest[0].get("data") or {}) if newest else {}
-        if "step" in facts:
-            progress.update(task, completed=facts["step"], total=facts["total_steps"])
-        elif "done" in facts:
-            progress.update(task, completed=facts["done"], total=facts["total"])
+        match (newest[0].get("data") or {}) if newest else {}:
+            case {"step": step, "total_steps": total} | {"done": step, "total": total}:
+                progress.update(task, completed=step, total=total)
         time.sleep(POLL_SECONDS)
 
 
