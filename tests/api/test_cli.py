@@ -29,6 +29,9 @@ from tests.api.conftest import Place, rows
 from tests.api.server import serve
 from tests.worker.certify.made import certificate as made_by_hand
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 
 class Cli:
     """Runs commands as a shell would, with the address and key in the environment."""

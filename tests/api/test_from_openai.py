@@ -32,6 +32,9 @@ from tests.api.conftest import Place, Tenant, rows, upload
 from tests.api.server import serve
 from tests.api.test_openai_client import ANSWER
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 PAGE = (Path(__file__).parents[2] / "docs" / "from-openai.md").read_text()
 SCRIPT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 CURVE = b"step,train_loss,train_accuracy\n1,1.00000,0.50000\n"

@@ -24,6 +24,9 @@ from worker.harmful_score import measure_safety
 from worker.judgement import JudgeError
 from worker.judges.refusal_strings import RefusalStringsJudge
 
+# Each test loads models.
+pytestmark = pytest.mark.long
+
 
 def quiet(_what: str, _done: int, _total: int) -> None:
     pass

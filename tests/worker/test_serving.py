@@ -22,6 +22,9 @@ from worker.base_models import load_model, load_tokenizer
 from worker.generation import encode_prompt, generate
 from worker.serving import create_serving
 
+# Each test loads models.
+pytestmark = pytest.mark.long
+
 TOKEN = "secret"
 ASK = {"model": BASE_ID, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6}
 

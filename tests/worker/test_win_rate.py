@@ -13,6 +13,9 @@ from worker import endpoint
 from worker.judgement import JudgeError
 from worker.win_rate import compare, measure_win_rate, read_verdict
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

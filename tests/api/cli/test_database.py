@@ -9,6 +9,9 @@ from api.cli import app
 from models.api_key import Scope, find_key
 from models.session import make_engine, session_factory
 
+# Each test has a database of its own.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def address(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:

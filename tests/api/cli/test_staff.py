@@ -16,6 +16,9 @@ from tests.api.conftest import Place
 from tests.api.server import serve
 from tests.api.test_cli import Cli
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def project(place: Place) -> Project:

@@ -16,6 +16,9 @@ from tests.api.server import serve
 from tests.api.test_cli import Cli
 from tests.api.webhooks.receiver import receiving
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:

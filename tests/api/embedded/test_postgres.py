@@ -19,6 +19,9 @@ from api.embedded.postgres import EmbeddedPostgres
 from api.embedded.postgres_programs import choose_confinement, find_programs
 from api.embedded.process import Confinement, EmbeddedError, started_at
 
+# Each test starts PostgreSQL.
+pytestmark = pytest.mark.long
+
 # Deeper than a Unix socket's path may be, with what shells and configuration files trip over.
 AWKWARD = Path('a folder with spaces, it\'s 100% "awkward"') / ("long-" * 25)
 

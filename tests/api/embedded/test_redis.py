@@ -16,6 +16,9 @@ from api.embedded import redis as module
 from api.embedded.process import EmbeddedError
 from api.embedded.redis import EmbeddedRedis, find_program
 
+# Each test starts Redis.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:

@@ -32,6 +32,9 @@ from tests.api.conftest import Place, Tenant
 from tests.api.server import serve
 from tests.api.webhooks.receiver import receiving
 
+# Each test starts a server.
+pytestmark = pytest.mark.long
+
 FAILED = WebhookEventType.FINETUNE_FAILED
 URL = "https://example.com/hook"
 ASKED: dict[str, object] = {"name": "hook", "url": URL, "event_types": [FAILED.value]}

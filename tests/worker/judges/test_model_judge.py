@@ -39,6 +39,9 @@ from worker.judgement import Judge, JudgeError, Judgement
 from worker.judges import loading
 from worker.judges.model_judge import ModelJudge
 
+# Each test loads models.
+pytestmark = pytest.mark.long
+
 
 def llama_guard(folder: Path) -> LlamaGuardSpec:
     return LlamaGuardSpec(source=str(guard_folder(folder, harmful="unsafe\nS9", safe="safe")))
