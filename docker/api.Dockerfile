@@ -20,8 +20,8 @@ RUN groupadd --gid 10001 titer \
 # because a copied environment would be one layer that every change of the code makes anew.
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
-    touch README.md LICENSE && pip install -c constraints.txt .
+RUN --mount=type=cache,target=/var/cache/pip \
+    touch README.md LICENSE && pip install --cache-dir /var/cache/pip -c constraints.txt .
 
 COPY README.md LICENSE ./
 COPY migrations migrations

@@ -21,9 +21,9 @@ RUN groupadd --gid 10001 titer \
 
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     touch README.md LICENSE \
- && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt '.[worker,wandb]'
+ && pip install --cache-dir /var/cache/pip ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt '.[worker,wandb]'
 
 COPY README.md LICENSE ./
 COPY migrations migrations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -34,20 +35,18 @@ def of_finetuning(
     return service.begin(session, job, project_id=caller.project.id, last_event_id=last_event_id)
 
 
-def of_alignment(
-    job_id: str, caller: ProviderDep, session: SessionDep, last_event_id: LastEventId = None
-) -> Beginning:
-    """Find an alignment job."""
-    job = get_job(session, JobKind.ALIGN, job_id, project_id=None)
-    return service.begin(session, job, project_id=caller.project.id, last_event_id=last_event_id)
+def of_provider(kind: JobKind) -> Callable[..., Beginning]:
+    """Make the same for the provider's jobs of a kind, which belong to no tenant."""
 
+    def find(
+        job_id: str, caller: ProviderDep, session: SessionDep, last_event_id: LastEventId = None
+    ) -> Beginning:
+        job = get_job(session, kind, job_id, project_id=None)
+        return service.begin(
+            session, job, project_id=caller.project.id, last_event_id=last_event_id
+        )
 
-def of_certification(
-    job_id: str, caller: ProviderDep, session: SessionDep, last_event_id: LastEventId = None
-) -> Beginning:
-    """Find a certification job."""
-    job = get_job(session, JobKind.CERTIFY, job_id, project_id=None)
-    return service.begin(session, job, project_id=caller.project.id, last_event_id=last_event_id)
+    return find
 
 
 @router.get(
@@ -71,7 +70,8 @@ async def finetuning(
     responses=STREAM,
 )
 async def alignment(
-    request: Request, beginning: Annotated[Beginning, Depends(of_alignment, scope="function")]
+    request: Request,
+    beginning: Annotated[Beginning, Depends(of_provider(JobKind.ALIGN), scope="function")],
 ) -> EventStream:
     """Follow an alignment job's log as server-sent events."""
     return _stream(request, beginning)
@@ -85,7 +85,7 @@ async def alignment(
 )
 async def certification(
     request: Request,
-    beginning: Annotated[Beginning, Depends(of_certification, scope="function")],
+    beginning: Annotated[Beginning, Depends(of_provider(JobKind.CERTIFY), scope="function")],
 ) -> EventStream:
     """Follow a certification job's log as server-sent events."""
     return _stream(request, beginning)
