@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Request
 
-from api.deps import Caller, SessionDep
-from models.api_key import ApiKey
+from api.deps import Caller, SessionDep, check_may_change
+from models.api_key import STAFF, ApiKey, Scope
 from models.errors import Forbidden
 
 
@@ -39,12 +39,27 @@ class Viewer(Caller):
 
     csrf: str
 
+    @property
+    def role(self) -> str:
+        """What the frame of the page calls them; a customer has no role."""
+        if self.is_operator:
+            return "operator"
+        return " and ".join(sorted(self.scopes & STAFF - {Scope.VIEWER})) or (
+            "viewer" if self.is_staff else ""
+        )
+
+    @property
+    def may_change(self) -> bool:
+        """Whether pages show what changes something at all."""
+        return not self.only_looks
+
 
 def get_viewer(request: Request, session: SessionDep) -> Viewer:
     """Give the signed-in person.
 
     Raises:
         SignInRequired: there is none, or their key is dead.
+        OnlyLooks: they may only look, and this is more.
     """
     key_id = request.session.get("key_id")
     key = session.get(ApiKey, key_id) if key_id else None
@@ -52,7 +67,9 @@ def get_viewer(request: Request, session: SessionDep) -> Viewer:
         request.session.clear()
         wanted = request.url.path if request.method == "GET" else "/dashboard/jobs"
         raise SignInRequired(wanted)
-    return Viewer(key, csrf_token(request))
+    viewer = Viewer(key, csrf_token(request))
+    check_may_change(request, viewer)
+    return viewer
 
 
 ViewerDep = Annotated[Viewer, Depends(get_viewer)]

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from api.dashboard import job_list
+from api.dashboard.jobs import job_list
 from models.base import utc_now
 from models.job import Job, JobEvent, JobStatus, Stage
 from models.model_version import Gate, ModelVersion

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.dashboard.job_list import running_seconds
+from api.dashboard.jobs.job_list import running_seconds
+from api.dashboard.jobs.progress import TimelineStep, read_timeline
 from api.dashboard.measures import Evidence, Measure, harmful_score, read_evidence
-from api.dashboard.progress import TimelineStep, read_timeline
 from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now

@@ -9,8 +9,8 @@ from datetime import datetime
 from sqlalchemy import Row, Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from api.dashboard.jobs.progress import Progress, latest_progress
 from api.dashboard.measures import Measure, harmful_score
-from api.dashboard.progress import Progress, latest_progress
 from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now

@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Form, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dashboard.job_list import Filters, list_jobs
-from api.dashboard.job_page import find_job, read_curves, read_job_page
+from api.dashboard.jobs.job_list import Filters, list_jobs
+from api.dashboard.jobs.job_page import find_job, read_curves, read_job_page
 from api.dashboard.pages import is_partial, render
 from api.dashboard.viewer import CheckedForm, ViewerDep
 from api.deps import SessionDep, StorageDep
@@ -28,12 +28,6 @@ class UnknownFilter(DomainError):
     """There is no such status or gate to filter by."""
 
     code = "unknown_filter"
-
-
-@router.get("/")
-def enter() -> Response:
-    """Lead to the list of jobs."""
-    return RedirectResponse("/dashboard/jobs", status_code=303)
 
 
 @router.get("/jobs")
