@@ -17,11 +17,11 @@ import uvicorn
 from sqlalchemy import select
 
 from api.app import create_app
+from api.seed.states import Provider, seed_all
 from models.job import Job, append_event, cancel, lock_job
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
-from tests.api.dashboard.seed import Provider, seed_all
 
 if TYPE_CHECKING:
     # `make test` collects this file without the `browser` extra.
@@ -107,7 +107,8 @@ def page(browser: Browser, site: Site, complaints: list[str]) -> Iterator[Page]:
     page.goto("/dashboard")
     page.get_by_label("API key").fill(site.provider.operator_token)
     page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/dashboard/jobs")
+    page.wait_for_url("**/dashboard/overview")
+    page.goto("/dashboard/jobs")
     yield page
     context.close()
 
@@ -214,7 +215,13 @@ def test_no_page_is_wider_than_the_screen(
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    addresses = ["jobs", "models", *(f"jobs/{site.job_id(m)}" for m in (HELD, RUNNING, BLOCKED))]
+    addresses = [
+        "overview",
+        "jobs",
+        "models",
+        "system",
+        *(f"jobs/{site.job_id(m)}" for m in (HELD, RUNNING, BLOCKED)),
+    ]
     for address in addresses:
         page.goto(f"/dashboard/{address}")
         page.wait_for_load_state("networkidle")
