@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from datetime import date
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Query, Request
+from pydantic import BaseModel, StringConstraints
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from api.dashboard.jobs.job_list import Filters, list_jobs
@@ -21,13 +24,66 @@ from models.job import Job, JobKind, JobStatus
 from models.model_version import Gate
 
 router = APIRouter()
-Word = TypeVar("Word", JobStatus, Gate)
+Word = TypeVar("Word", JobStatus, Gate, JobKind)
+# PostgreSQL's texts cannot hold a NUL.
+Text = Annotated[
+    str, StringConstraints(strip_whitespace=True, max_length=256, pattern=r"^[^\x00]*$")
+]
 
 
 class UnknownFilter(DomainError):
-    """There is no such status or gate to filter by."""
+    """There is no such status, gate, kind or day to filter by."""
 
     code = "unknown_filter"
+
+
+class AskedFilters(BaseModel):
+    """The filters as a form sends them: a field left open is an empty text."""
+
+    status: Text = ""
+    gate: Text = ""
+    kind: Text = ""
+    tenant: Text = ""
+    base: Text = ""
+    search: Text = ""
+    since: Text = ""
+    until: Text = ""
+    before: Text = ""
+
+    def read(self, *, is_staff: bool) -> Filters:
+        """Read them. A customer has one tenant, whatever it asks for.
+
+        Raises:
+            UnknownFilter: one of them is no such word, or no day.
+        """
+        return Filters(
+            status=_word(JobStatus, self.status),
+            gate=_word(Gate, self.gate),
+            kind=_word(JobKind, self.kind),
+            tenant=(self.tenant or None) if is_staff else None,
+            base=self.base or None,
+            search=self.search or None,
+            since=_day(self.since),
+            until=_day(self.until),
+            before=self.before or None,
+        )
+
+
+def _word(words: type[Word], value: str) -> Word | None:
+    try:
+        return words(value) if value else None
+    except ValueError as error:
+        raise UnknownFilter from error
+
+
+def _day(value: str) -> date | None:
+    try:
+        day = date.fromisoformat(value) if value else None
+    except ValueError as error:
+        raise UnknownFilter from error
+    if day is not None and not 2000 <= day.year <= 2999:
+        raise UnknownFilter
+    return day
 
 
 @router.get("/jobs")
@@ -35,12 +91,10 @@ def show_jobs(
     request: Request,
     session: SessionDep,
     viewer: ViewerDep,
-    status: str = "",
-    gate: str = "",
-    before: str = "",
+    asked: Annotated[AskedFilters, Query()],
 ) -> Response:
     """Show the list of jobs, or its live part."""
-    filters = Filters(_word(JobStatus, status), _word(Gate, gate), before or None)
+    filters = asked.read(is_staff=viewer.is_staff)
     return render(
         request,
         "_jobs.html" if is_partial(request) else "jobs.html",
@@ -50,6 +104,7 @@ def show_jobs(
         address=_address,
         statuses=list(JobStatus),
         gates=list(Gate),
+        kinds=list(JobKind),
     )
 
 
@@ -105,15 +160,8 @@ def _back_to(job: Job) -> Response:
     return RedirectResponse(f"/dashboard/jobs/{job.id}", status_code=303)
 
 
-def _word(words: type[Word], value: str) -> Word | None:
-    try:
-        return words(value) if value else None
-    except ValueError as error:
-        raise UnknownFilter from error
-
-
 def _address(filters: Filters, **changed: str | None) -> str:
     """Give the list's address with some filters changed; a page further back never survives that."""
-    asked = {"status": filters.status, "gate": filters.gate, **changed}
-    query = urlencode({name: value for name, value in asked.items() if value})
+    asked = {**asdict(filters), "before": None, **changed}
+    query = urlencode({name: str(value) for name, value in asked.items() if value})
     return "/dashboard/jobs" + (f"?{query}" if query else "")

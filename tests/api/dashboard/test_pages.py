@@ -157,7 +157,8 @@ class TestJobList:
         assert ACME_MODEL in html
         assert "harbour" not in html
         assert "Northwind" not in html
-        assert re.search(r"All\s*<span class=\"count\">6</span>", html)
+        assert len(re.findall(r'id="row-', html)) == 6
+        assert re.search(r"Running <span class=\"count\">2</span>", html)
 
     def test_held_models_come_first(self, operator_page: TestClient) -> None:
         html = operator_page.get("/dashboard/jobs").text
@@ -178,6 +179,13 @@ class TestJobList:
             ("status=failed", BLOCKED_MODEL, ACME_MODEL),
             ("gate=blocked", BLOCKED_MODEL, ACME_MODEL),
             ("gate=released&status=succeeded", ACME_MODEL, BLOCKED_MODEL),
+            ("kind=finetune", ACME_MODEL, "sandbox-sft</a>"),
+            ("kind=align", "sandbox-sft</a>", BLOCKED_MODEL),
+            ("tenant=Acme+Support", BLOCKED_MODEL, OTHER_MODEL),
+            ("base=sandbox-sft", BLOCKED_MODEL, ACME_MODEL),
+            ("search=ft:sandbox-base:acme:tickets:R4", ACME_MODEL, BLOCKED_MODEL),
+            ("since=2001-01-01", ACME_MODEL, "No job matches"),
+            ("until=2001-01-01&status=", "No job matches", ACME_MODEL),
         ],
     )
     def test_filters(
@@ -191,7 +199,40 @@ class TestJobList:
         html = operator_page.get("/dashboard/jobs?status=cancelled&gate=blocked").text
         assert "No job matches these filters." in html
 
-    @pytest.mark.parametrize("query", ["status=gone", "gate=ajar"])
+    def test_a_job_is_found_by_its_id(self, operator_page: TestClient, session: Session) -> None:
+        job = job_of(session, BLOCKED_MODEL)
+        html = operator_page.get(f"/dashboard/jobs?search={job.id}").text
+        assert re.findall(r'id="row-([^"]+)"', html) == [job.id]
+
+    def test_a_job_is_found_by_how_its_suffix_begins(
+        self, operator_page: TestClient, session: Session
+    ) -> None:
+        job = job_of(session, BLOCKED_MODEL)
+        job.suffix = "tickets-de"
+        session.commit()
+        html = operator_page.get("/dashboard/jobs?search=tickets").text
+        assert re.findall(r'id="row-([^"]+)"', html) == [job.id]
+
+    def test_the_marks_of_a_search_mean_themselves(self, operator_page: TestClient) -> None:
+        assert "No job matches" in operator_page.get("/dashboard/jobs?search=%25").text
+
+    def test_a_customer_cannot_ask_for_another_tenant(self, customer_page: TestClient) -> None:
+        html = customer_page.get("/dashboard/jobs?tenant=Harbour+Legal").text
+        assert ACME_MODEL in html
+        assert OTHER_MODEL not in html
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "status=gone",
+            "gate=ajar",
+            "kind=odd",
+            "since=yesterday",
+            "until=9999-12-31",
+            "search=%00",
+            f"search={'x' * 300}",
+        ],
+    )
     def test_unknown_filter_is_refused(self, operator_page: TestClient, query: str) -> None:
         assert operator_page.get(f"/dashboard/jobs?{query}").status_code == 400
 
