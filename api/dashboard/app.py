@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard import sign_in_routes
 from api.dashboard.jobs import routes as jobs
+from api.dashboard.jobs import text_routes as job_texts
 from api.dashboard.models import routes as models
 from api.dashboard.pages import render_error
 from api.dashboard.viewer import SignInRequired
@@ -48,6 +49,7 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard.state = app.state
     dashboard.include_router(sign_in_routes.router)
     dashboard.include_router(jobs.router)
+    dashboard.include_router(job_texts.router)
     dashboard.include_router(models.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)

@@ -19,6 +19,7 @@ from api.deps import SessionDep, StorageDep
 from api.jobs import service as job_service
 from api.registry import service as registry_service
 from api.registry.schemas import Review
+from api.reviews import service as review_service
 from models.errors import DomainError, Forbidden
 from models.job import Job, JobKind, JobStatus
 from models.model_version import Gate
@@ -29,6 +30,8 @@ Word = TypeVar("Word", JobStatus, Gate, JobKind)
 Text = Annotated[
     str, StringConstraints(strip_whitespace=True, max_length=256, pattern=r"^[^\x00]*$")
 ]
+
+ReasonField = Annotated[str, Form(min_length=1, max_length=1000)]
 
 
 class UnknownFilter(DomainError):
@@ -139,13 +142,41 @@ def cancel_job(
     return _back_to(job)
 
 
+@router.post("/jobs/{job_id}/pause", dependencies=[CheckedForm])
+def pause_job(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
+    """Pause a job."""
+    job = find_job(session, viewer.visible_project_id, job_id)
+    job_service.pause_job(session, JobKind(job.kind), job.id, project_id=job.project_id)
+    return _back_to(job)
+
+
+@router.post("/jobs/{job_id}/resume", dependencies=[CheckedForm])
+def resume_job(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
+    """Go on with a paused job."""
+    job = find_job(session, viewer.visible_project_id, job_id)
+    job_service.resume_job(session, JobKind(job.kind), job.id, project_id=job.project_id)
+    return _back_to(job)
+
+
+@router.post("/jobs/{job_id}/reevaluate", dependencies=[CheckedForm])
+def reevaluate_job(
+    session: SessionDep, viewer: ViewerDep, job_id: str, reason: ReasonField
+) -> Response:
+    """Have the kept model of a job measured anew."""
+    if not viewer.is_reviewer:
+        raise Forbidden("Only a reviewer has a model measured again.")
+    job = find_job(session, None, job_id)
+    review_service.reevaluate(session, job.id, reason, by=viewer.key)
+    return _back_to(job)
+
+
 @router.post("/jobs/{job_id}/review", dependencies=[CheckedForm])
 def review_job(
     session: SessionDep,
     viewer: ViewerDep,
     job_id: str,
     decision: Annotated[Literal["release", "reject"], Form()],
-    reason: Annotated[str, Form(min_length=1, max_length=1000)],
+    reason: ReasonField,
 ) -> Response:
     """Release or block the held model of a job, with the reason."""
     if not viewer.is_reviewer:

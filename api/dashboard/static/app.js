@@ -57,7 +57,8 @@
     const digits = Number(figure.dataset.digits);
     const unit = figure.dataset.unit ?? "";
     const known = values.filter((value) => value !== null);
-    const shown = (value) => value.toFixed(digits) + unit;
+    const isExponent = figure.dataset.form === "exponent";
+    const shown = (value) => (isExponent ? value.toExponential(digits) : value.toFixed(digits)) + unit;
     const output = figure.querySelector("output");
     const summary = known.length > 1 ? `${shown(known[0])} → ${shown(known.at(-1))}` : shown(known[0]);
     output.textContent = summary;
@@ -70,7 +71,11 @@
     plots.get(figure)?.destroy();
     const target = figure.querySelector(".curve");
     const asked = options(target, figure, curves, digits, unit);
-    plots.set(figure, new uPlot({ ...asked, hooks: { setCursor: [point] } }, [curves.steps, values], target));
+    const [low, high] = [curves[`${figure.dataset.curve}_low`], curves[`${figure.dataset.curve}_high`]];
+    const draw = low ? [(plot) => drawIntervals(plot, curves.steps, low, high)] : [];
+    if (isExponent) asked.axes[1].values = (_, ticks) => ticks.map((tick) => tick.toExponential(0));
+    if (low) asked.scales.y.range = [0, 100];
+    plots.set(figure, new uPlot({ ...asked, hooks: { setCursor: [point], draw } }, [curves.steps, values], target));
   }
 
   function options(target, figure, curves, digits, unit) {
@@ -99,13 +104,36 @@
       series: [
         {},
         {
-          stroke: colour(`--curve-${figure.dataset.curve.replace("_", "-")}`),
+          stroke: colour(`--curve-${figure.dataset.curve.replaceAll("_", "-")}`),
           width: 1.75,
           spanGaps: true,
           points: { show: isSparse, size: 5 },
         },
       ],
     };
+  }
+
+  // Each measured score with its interval, as on the bars elsewhere.
+  function drawIntervals(plot, steps, low, high) {
+    const pen = plot.ctx;
+    pen.save();
+    pen.strokeStyle = plot.series[1].stroke();
+    pen.lineWidth = 1.5 * devicePixelRatio;
+    const cap = 3 * devicePixelRatio;
+    steps.forEach((step, index) => {
+      if (low[index] === null) return;
+      const x = plot.valToPos(step, "x", true);
+      const [from, to] = [low[index], high[index]].map((value) => plot.valToPos(value, "y", true));
+      pen.beginPath();
+      pen.moveTo(x, from);
+      pen.lineTo(x, to);
+      for (const y of [from, to]) {
+        pen.moveTo(x - cap, y);
+        pen.lineTo(x + cap, y);
+      }
+      pen.stroke();
+    });
+    pen.restore();
   }
 
   function padded(low, high) {
@@ -118,17 +146,27 @@
     numbers.hidden = false;
     const rows = curves.steps.map((step, index) => {
       const row = document.createElement("tr");
-      const cells = [step, curves.train_loss[index], curves.canary_loss[index], curves.token_accuracy[index]];
-      cells.forEach((value, column) => {
+      for (const text of [
+        step.toLocaleString("en"),
+        told(curves.train_loss[index], (value) => value.toFixed(4)),
+        told(curves.canary_loss[index], (value) => value.toFixed(4)),
+        told(curves.token_accuracy[index], (value) => `${value.toFixed(1)}%`),
+        told(curves.harmful_score[index], (value) => `${value.toFixed(1)}% (${curves.harmful_score_low[index].toFixed(1)}\u2013${curves.harmful_score_high[index].toFixed(1)})`),
+        told(curves.valid_loss[index], (value) => value.toFixed(4)),
+        told(curves.learning_rate[index], (value) => value.toExponential(2)),
+      ]) {
         const cell = document.createElement("td");
         cell.className = "num";
-        cell.textContent = value === null ? "" : column === 0 ? value.toLocaleString("en")
-          : column === 3 ? `${value.toFixed(1)}%` : value.toFixed(4);
+        cell.textContent = text;
         row.append(cell);
-      });
+      }
       return row;
     });
     numbers.querySelector("tbody").replaceChildren(...rows);
+  }
+
+  function told(value, text) {
+    return value === null ? "" : text(value);
   }
 
   // Canvas does not follow the page: draw again when its width or its colours change.

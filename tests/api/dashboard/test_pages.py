@@ -382,7 +382,13 @@ class TestCurves:
             len(steps)
         }
         assert curves["total_steps"] == 300
-        assert max(curves["token_accuracy"]) > 50
+        assert max(share for share in curves["token_accuracy"] if share is not None) > 50
+        # The score of the model that training starts from stands at step 0, with its interval.
+        assert (steps[0], curves["train_loss"][0]) == (0, None)
+        low, score, high = (
+            curves[name][0] for name in ("harmful_score_low", "harmful_score", "harmful_score_high")
+        )
+        assert low < score < high
         assert None in curves["canary_loss"]
 
     def test_step_told_twice_counts_once_and_the_later_stands(
