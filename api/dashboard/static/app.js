@@ -73,8 +73,15 @@
     const asked = options(target, figure, curves, digits, unit);
     const [low, high] = [curves[`${figure.dataset.curve}_low`], curves[`${figure.dataset.curve}_high`]];
     const draw = low ? [(plot) => drawIntervals(plot, curves.steps, low, high)] : [];
-    if (isExponent) asked.axes[1].values = (_, ticks) => ticks.map((tick) => tick.toExponential(0));
-    if (low) asked.scales.y.range = [0, 100];
+    if (isExponent) {
+      asked.axes[1].values = (_, ticks) => ticks.map((tick) => (tick === 0 ? "0" : tick.toExponential(1)));
+      asked.scales.y.range = [0, Math.max(...known) * 1.1];
+    }
+    if (low) {
+      // Between two measurements nothing is known, so no line leads from one to the next.
+      asked.scales.y.range = [0, 100];
+      asked.series[1] = { ...asked.series[1], paths: () => null, points: { show: true, size: 7 } };
+    }
     plots.set(figure, new uPlot({ ...asked, hooks: { setCursor: [point], draw } }, [curves.steps, values], target));
   }
 

@@ -17,11 +17,14 @@ import uvicorn
 from sqlalchemy import select
 
 from api.app import create_app
+from models.answers import keep_answers
+from models.evaluation import Evaluation
 from models.job import Job, append_event, cancel, lock_job
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
 from tests.api.dashboard.seed import Provider, seed_all
+from tests.models.factories import make_answer
 
 if TYPE_CHECKING:
     # `make test` collects this file without the `browser` extra.
@@ -104,7 +107,7 @@ def page(browser: Browser, site: Site, complaints: list[str]) -> Iterator[Page]:
         "console",
         lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None,
     )
-    page.goto("/dashboard")
+    page.goto("/dashboard/jobs")
     page.get_by_label("API key").fill(site.provider.operator_token)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/dashboard/jobs")
@@ -171,6 +174,55 @@ def test_page_follows_a_living_job_to_its_end(
     page.get_by_role("main").get_by_text("Cancelled", exact=True).wait_for(timeout=8000)
     assert page.locator("[data-live]").count() == 0
     assert page.get_by_text("Cancel job…").count() == 0
+    assert complaints == []
+
+
+def test_finds_a_job_by_its_tenant_and_its_name(page: Page, complaints: list[str]) -> None:
+    page.get_by_label("Tenant").fill("Harbour Legal")
+    page.get_by_role("button", name="Search").click()
+    page.wait_for_url("**tenant=Harbour+Legal**")
+    assert page.get_by_role("row").count() == 4
+    page.get_by_label("Job or model").fill("ft:sandbox-base:harbour:long")
+    page.get_by_role("button", name="Search").click()
+    page.wait_for_url("**search=ft**")
+    assert page.get_by_role("row").count() == 2
+    # What is being typed survives the page's own renewal.
+    page.get_by_label("Made from").fill("sandbox-b")
+    page.wait_for_timeout(4000)
+    assert page.get_by_label("Made from").input_value() == "sandbox-b"
+    page.get_by_role("link", name="Clear").click()
+    page.wait_for_url("**/dashboard/jobs")
+    assert page.get_by_role("row").count() == 12
+    assert complaints == []
+
+
+def test_pauses_a_job_and_goes_on(page: Page, site: Site, complaints: list[str]) -> None:
+    page.goto("/dashboard/jobs?status=queued")
+    page.get_by_role("rowheader").get_by_role("link").click()
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("main").get_by_text("Paused", exact=True).wait_for()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("main").get_by_text("Queued", exact=True).wait_for()
+    assert complaints == []
+
+
+def test_shows_answers_when_asked(
+    page: Page, site: Site, storage: Storage, complaints: list[str]
+) -> None:
+    secret = "turn the blue lever twice"
+    with site.sessions.begin() as session:
+        evaluation = session.scalars(
+            select(Evaluation).where(Evaluation.version_id == BLOCKED)
+        ).one()
+        key = keep_answers(storage, [make_answer(answer=secret)])
+        evaluation.report = {**evaluation.report, "answers_sha256": key}
+    page.goto(f"/dashboard/jobs/{site.job_id(BLOCKED)}")
+    page.get_by_role("link", name="The answers, one by one").click()
+    page.get_by_role("cell", name="Refused").wait_for()
+    assert page.get_by_text(secret).count() == 0
+    page.get_by_role("button", name="Show the texts").click()
+    page.get_by_text(secret).wait_for()
+    page.get_by_text("The audit log now says that you read these answers.").wait_for()
     assert complaints == []
 
 
