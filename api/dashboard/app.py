@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dashboard import sign_in_routes
+from api.dashboard import live_routes, sign_in_routes
 from api.dashboard.jobs import routes as jobs
 from api.dashboard.jobs import text_routes as job_texts
 from api.dashboard.models import routes as models
@@ -51,6 +51,7 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard.include_router(jobs.router)
     dashboard.include_router(job_texts.router)
     dashboard.include_router(models.router)
+    dashboard.include_router(live_routes.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
     dashboard.exception_handler(DomainError)(_show_domain_error)
@@ -103,6 +104,9 @@ def _ask_to_sign_in(request: Request, error: SignInRequired) -> Response:
     if "hx-request" in request.headers:
         # A redirect would put the sign-in page into a corner of the page that asked.
         return Response(status_code=401, headers={"HX-Redirect": error.address})
+    if "text/event-stream" in request.headers.get("accept", ""):
+        # No page is shown for it: what follows asks for a page itself, and is led away then.
+        return Response(status_code=401)
     return RedirectResponse(error.address, status_code=303)
 
 

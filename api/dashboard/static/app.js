@@ -1,21 +1,63 @@
-// Keeps a page alive: asks for its live part every few seconds, and draws a job's curves.
+// Keeps a page alive: asks for its live part whenever it is told of a change, and draws a job's curves.
 // Without it every page still shows everything but the drawn curves. Knows nothing of what a page says.
 "use strict";
 
 (() => {
-  const EVERY_MS = 3000;
+  const POLL_MS = 3000;
+  const AT_MOST_EVERY_MS = 1000;
+  const TRY_AGAIN_MS = 15000;
   const offline = document.querySelector("[data-offline]");
 
   // ── Staying up to date ─────────────────────────────────────────────────────────────────────────
-  // The page's own clock rather than HTMX's: it stops while nobody looks, and catches up at once.
+  // One stream says that something has changed, never what. While there is none the page asks by the
+  // clock. Both rest while nobody looks, and catch up at once.
+  let stream = null;
+  let notBefore = 0;
+  let refreshedAt = -Infinity;
+  let later;
+
   function refresh() {
     if (document.hidden) return;
+    const wait = refreshedAt + AT_MOST_EVERY_MS - performance.now();
+    if (wait > 0) {
+      later ??= setTimeout(() => { later = undefined; refresh(); }, wait);
+      return;
+    }
+    refreshedAt = performance.now();
     for (const part of document.querySelectorAll("[data-live]")) {
       part.dispatchEvent(new CustomEvent("refresh"));
     }
   }
-  setInterval(refresh, EVERY_MS);
-  document.addEventListener("visibilitychange", refresh);
+
+  function listen() {
+    const parts = [...document.querySelectorAll("[data-live]")];
+    if (document.hidden || parts.length === 0) {
+      stream?.close();
+      stream = null;
+      notBefore = 0;
+      return;
+    }
+    if (stream && stream.readyState !== EventSource.CLOSED) return;
+    // One that was refused, for there are too many, or for the service is away.
+    if (performance.now() < notBefore) return;
+    notBefore = performance.now() + TRY_AGAIN_MS;
+    stream = new EventSource(`/dashboard/live?job=${jobOf(parts)}`);
+    stream.addEventListener("changed", refresh);
+    stream.addEventListener("error", refresh);
+  }
+
+  // What is asked for at one job's address changes with that job alone; else there is none, and any job counts.
+  function jobOf(parts) {
+    const jobs = parts.map((part) => /^\/dashboard\/jobs\/([^/?]+)/.exec(part.getAttribute("hx-get"))?.[1]);
+    return new Set(jobs).size === 1 ? jobs[0] ?? "" : "";
+  }
+
+  listen();
+  setInterval(() => {
+    listen();
+    if (stream?.readyState !== EventSource.OPEN) refresh();
+  }, POLL_MS);
+  document.addEventListener("visibilitychange", () => { listen(); refresh(); });
 
   document.addEventListener("htmx:error", () => { offline.hidden = false; });
   document.addEventListener("htmx:response:error", () => { offline.hidden = false; });
@@ -23,6 +65,7 @@
     const status = event.detail?.ctx?.response?.status ?? 200;
     if (status >= 400) return;
     offline.hidden = true;
+    listen(); // What has ended is live no more.
     drawCurves();
   });
 
