@@ -4,7 +4,8 @@
     align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
     certify    simulated customers on an aligned model, one after the other ─► certificate (worker.certify)
 
-The screen runs only where the policy or the customer asks for it (`worker.screen`).
+The screen runs only where the policy or the customer asks for it (`worker.screen`). Where the policy holds what
+it found, the worker lets go; once a person has released the rows the job is claimed again and goes on from there.
 
 Where the provider asks for more protection (`models.tuning`), rows are added before a customer's job is
 trained, and its adapter is reshaped before or while it is evaluated (`worker.protection`).
@@ -65,6 +66,7 @@ from worker.protection import record, safety_rows, settle, tell_fall
 from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
 from worker.screen import screen
+from worker.screen_outcome import DataHeld
 from worker.task_accuracy import check_answers
 from worker.trackers.sending import tracked
 from worker.trainers.loop import StepMetrics, TrainResult, train
@@ -119,6 +121,8 @@ def _carry_leased(lease: Lease, shop: Workshop) -> None:
         except PauseRequested:
             log.info("job_pausing", attempt=lease.attempt)
             _park(job, shop)
+        except DataHeld:
+            log.info("data_held", attempt=lease.attempt)
         except DomainError as error:
             log.info("job_failed", code=error.code)
             # The fault may have struck while an adapter was half on.

@@ -313,7 +313,7 @@ def _labels(given: list[str]) -> dict[str, str]:
 
 
 def _print_job(job: Json) -> None:
-    safety = job["safety"] or {}
+    safety, data_risk = job["safety"] or {}, job["data_risk"] or {}
     error = job["error"] or {}
     numbers = {**job["hyperparameters"], **(job["method"].get("alignment") or {})}
     print_facts(
@@ -330,7 +330,8 @@ def _print_job(job: Json) -> None:
             ("seed", str(job["seed"])),
             ("created", moment(job["created_at"])),
             ("finished", moment(job["finished_at"])),
-            ("rows flagged", share((job["data_risk"] or {}).get("harmful_share"))),
+            ("rows flagged", share(data_risk.get("harmful_share"))),
+            ("data review", (data_risk.get("review") or {}).get("status")),
             ("gate", gate(safety["gate"]) if safety else None),
             ("reasons", " ".join(safety.get("reasons", []))),
             *safety_facts(safety),

@@ -15,7 +15,7 @@ from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation
-from models.job import Job, JobKind, JobNotFound, JobStatus, Stage
+from models.job import Job, JobKind, JobNotFound, JobStatus, awaiting_review
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, current_policy
 from models.rate import Rate
@@ -104,7 +104,7 @@ def list_jobs(session: Session, project_id: str | None, filters: Filters) -> Job
         query = query.where(tuple_(Job.created_at, Job.id) < tuple_(at.created_at, at.id))
     rows = session.execute(query).all()
     held = session.execute(
-        visible.where(Job.status == JobStatus.RUNNING, Job.stage == Stage.REVIEW)
+        visible.where(awaiting_review())
         .order_by(Job.review_expires_at, Job.id)
         .limit(MAX_HELD_SHOWN)
     ).all()

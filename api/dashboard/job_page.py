@@ -19,6 +19,7 @@ from models.api_key import Project
 from models.base import utc_now
 from models.certificate import CertificateSummary
 from models.certification import CertificationPlan
+from models.data_risk import DataRisk, Screening
 from models.evaluation import latest_evaluation
 from models.file import File
 from models.hyperparameters import Recipe
@@ -50,6 +51,15 @@ class RecipeGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldData:
+    """What was found in a training file that the policy holds, and what a person made of it."""
+
+    risk: DataRisk
+    review: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class JobPage:
     """What the template shows."""
 
@@ -57,6 +67,7 @@ class JobPage:
     project_name: str
     version: ModelVersion | None
     timeline: tuple[TimelineStep, ...]
+    held_data: HeldData | None
     evidence: Evidence | None
     certificate: CertificateSummary | None
     lineage: tuple[Ancestor, ...]
@@ -112,6 +123,7 @@ def read_job_page(session: Session, job: Job) -> JobPage:
         project_name=session.get_one(Project, job.project_id).name,
         version=version,
         timeline=read_timeline(session, job, now),
+        held_data=_read_held_data(session, job),
         evidence=evidence,
         certificate=_read_certificate(session, job),
         lineage=_read_lineage(session, version.id if version else job.model_id),
@@ -142,6 +154,14 @@ def read_curves(session: Session, job: Job) -> dict[str, object]:
         "token_accuracy": [_as_percent(point.get("train_mean_token_accuracy")) for point in points],
         "canary_loss": [point.get("canary_loss") for point in points],
     }
+
+
+def _read_held_data(session: Session, job: Job) -> HeldData | None:
+    screening = session.get(Screening, job.id)
+    risk = screening.parsed() if screening else None
+    if screening is None or risk is None or screening.review is None:
+        return None
+    return HeldData(risk, screening.review, screening.review_reason)
 
 
 def _read_certificate(session: Session, job: Job) -> CertificateSummary | None:
