@@ -268,6 +268,8 @@ class TestHold:
         )
         assert held.awaits_review
         assert (held.lease_owner, held.lease_expires_at) == (None, None)
+        # Reading the rows took a worker's time as training does.
+        assert held.gpu_seconds > 0
         assert held.held_at is not None
         assert held.review_expires_at == held.held_at + timedelta(hours=2)
         found = screening(provider, held.id)
