@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     # Requests a minute, of one key and of all keys of a project; 0 is no limit.
     key_requests_per_minute: int = Field(1_200, ge=0, le=1_000_000)
     project_requests_per_minute: int = Field(6_000, ge=0, le=1_000_000)
+    # Tokens of chat and completions a minute, of prompts and answers together; 0 is no limit.
+    key_tokens_per_minute: int = Field(0, ge=0, le=1_000_000_000)
+    project_tokens_per_minute: int = Field(0, ge=0, le=1_000_000_000)
     # Trackers that customers may have their curves sent to; empty: that one is not configured.
     wandb_api_key: SecretStr = SecretStr("")
     wandb_base_url: str = "https://api.wandb.ai"

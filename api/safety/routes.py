@@ -50,11 +50,10 @@ def data_risk(
     rows, has_more = service.list_rows(
         session, screening, after=after, limit=limit, flagged=flagged
     )
-    risk = screening.parsed()
     return DataRiskPage(
         data=[DataRiskRow.of(row, screening) for row in rows],
         has_more=has_more,
-        summary=risk.to_wire() if risk is not None else None,
+        summary=screening.to_wire(),
     )
 
 

@@ -15,7 +15,7 @@ from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation
-from models.job import TERMINAL, Job, JobKind, JobNotFound, JobStatus, Stage
+from models.job import TERMINAL, Job, JobKind, JobNotFound, JobStatus, awaiting_review
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, current_policy
 from models.rate import Rate
@@ -110,7 +110,7 @@ def list_jobs(session: Session, project_id: str | None, filters: Filters) -> Job
         query.order_by(Job.created_at.desc(), Job.id.desc()).limit(PAGE_SIZE + 1)
     ).all()
     held = session.execute(
-        visible.where(Job.status == JobStatus.RUNNING, Job.stage == Stage.REVIEW)
+        visible.where(awaiting_review())
         .order_by(Job.review_expires_at, Job.id)
         .limit(MAX_HELD_SHOWN)
     ).all()

@@ -65,6 +65,11 @@ class DataRiskPart:
     risk: DataRisk | None
     measures: tuple[Measure, ...]
 
+    @property
+    def was_held(self) -> bool:
+        """Whether a person decides, or has decided, whether anything is trained on it."""
+        return self.risk is not None and self.screening.review is not None
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointLine:

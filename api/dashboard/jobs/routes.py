@@ -17,9 +17,8 @@ from api.dashboard.pages import is_partial, render
 from api.dashboard.viewer import CheckedForm, ViewerDep
 from api.deps import SessionDep, StorageDep
 from api.jobs import service as job_service
-from api.registry import service as registry_service
-from api.registry.schemas import Review
 from api.reviews import service as review_service
+from api.reviews.schemas import Decide
 from models.errors import DomainError, Forbidden
 from models.job import Job, JobKind, JobStatus
 from models.model_version import Gate
@@ -178,12 +177,11 @@ def review_job(
     decision: Annotated[Literal["release", "reject"], Form()],
     reason: ReasonField,
 ) -> Response:
-    """Release or block the held model of a job, with the reason."""
+    """Release or reject the held data or model of a job, with the reason."""
     if not viewer.is_reviewer:
-        raise Forbidden("Only a reviewer decides on a held model.")
-    job = find_job(session, None, job_id)
-    review = Review(decision=decision, reason=reason)
-    registry_service.review_version(session, job.result_model_id, review, key=viewer.key)
+        raise Forbidden("Only a reviewer decides on held data and models.")
+    decided = Decide(reason=reason)
+    job = review_service.decide(session, job_id, decision, decided.reason, by=viewer.key)
     return _back_to(job)
 
 

@@ -14,11 +14,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.jobs import job_list
 from models.base import utc_now
-from models.job import Job, JobEvent, JobStatus, Stage
+from models.data_risk import DataReview
+from models.job import Job, JobEvent, JobStatus, Stage, await_review
 from models.model_version import Gate, ModelVersion
 from models.tuning import AppliedProtection, LoxConfig, TuningProtection
 from tests.api.dashboard.conftest import SignIn, csrf
 from tests.api.dashboard.seed import HOSTILE_NAME, Provider, seed_all, seed_job
+from tests.models.factories import make_screening
 
 ACME_MODEL = "ft:sandbox-base:acme:tickets:R4kd92Lm"
 BLOCKED_MODEL = "ft:sandbox-base:acme:tickets:P0qs77Ab"
@@ -486,6 +488,37 @@ class TestReview:
     ) -> None:
         assert self.decide(operator_page, session, "reject") == 303
         assert self.decide(operator_page, session, "release") == 409
+
+
+class TestHeldData:
+    @pytest.fixture
+    def job(self, session: Session, provider: Provider) -> Job:
+        """A job that waits for a person before it is trained."""
+        job = job_of(session, RUNNING_MODEL)
+        await_review(job, hours=1, stage=Stage.DATA_REVIEW)
+        make_screening(session, job).review = DataReview.WAITING
+        session.commit()
+        return job
+
+    def test_is_listed_and_can_be_released_with_a_reason(
+        self, operator_page: TestClient, session: Session, job: Job
+    ) -> None:
+        listed = operator_page.get("/dashboard/jobs")
+        assert "Its training data is held." in listed.text
+        html = operator_page.get(f"/dashboard/jobs/{job.id}").text
+        assert "2 of 12 training rows were flagged" in html
+        assert html.count(f'action="/dashboard/jobs/{job.id}/review"') == 1
+        form = {"csrf": csrf(listed), "decision": "release", "reason": "Read all twelve."}
+        answer = operator_page.post(f"/dashboard/jobs/{job.id}/review", data=form)
+        assert answer.status_code == 303
+        session.expire_all()
+        assert job.status == JobStatus.QUEUED
+        assert "Read all twelve." in operator_page.get(f"/dashboard/jobs/{job.id}").text
+
+    def test_customer_sees_it_but_cannot_decide(self, customer_page: TestClient, job: Job) -> None:
+        html = customer_page.get(f"/dashboard/jobs/{job.id}").text
+        assert "2 of 12 training rows were flagged" in html
+        assert "/review" not in html
 
 
 class TestModels:
