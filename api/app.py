@@ -40,6 +40,7 @@ from api.registry.routes import router as registry
 from api.request_log import RequestLog
 from api.reviews.routes import router as reviews
 from api.safety.routes import router as safety
+from api.system.routes import router as system
 from api.uploads.routes import router as uploads
 from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
@@ -96,7 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     for router in (inference, completions, moderations, keys, organization, health.router):
         app.include_router(router)
-    for router in (webhooks, event_stream, audit, policies, reviews):
+    for router in (webhooks, event_stream, audit, policies, reviews, system):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)

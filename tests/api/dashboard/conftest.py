@@ -13,7 +13,7 @@ from httpx import Response
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from tests.api.dashboard.seed import Provider, seed_keys
+from api.seed.states import Provider, seed_keys
 
 SignIn = Callable[[str], TestClient]
 

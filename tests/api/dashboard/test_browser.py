@@ -18,13 +18,13 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from api.app import create_app
+from api.seed.states import Provider, seed_all
 from models.answers import keep_answers
 from models.evaluation import Evaluation
 from models.job import Job, append_event, cancel, lock_job
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
-from tests.api.dashboard.seed import Provider, seed_all
 from tests.models.factories import make_answer
 
 if TYPE_CHECKING:
@@ -374,7 +374,13 @@ def test_no_page_is_wider_than_the_screen(
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    addresses = ["jobs", "models", *(f"jobs/{site.job_id(m)}" for m in (HELD, RUNNING, BLOCKED))]
+    addresses = [
+        "overview",
+        "jobs",
+        "models",
+        "system",
+        *(f"jobs/{site.job_id(m)}" for m in (HELD, RUNNING, BLOCKED)),
+    ]
     for address in addresses:
         page.goto(f"/dashboard/{address}")
         page.wait_for_load_state("networkidle")

@@ -1,6 +1,6 @@
-"""A provider's database in full swing, for looking at pages: every state a job can be in.
+"""A small provider in full swing: two tenants, and a job in every state that a job can be in.
 
-Numbers are made up but of the size that the sandbox gives. There is no row text in it.
+Numbers are of the size that the sandbox gives. There is no row text in it.
 """
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ def seed_version(
                 policy_version=policy.version,
                 gate=verdict.gate,
                 reasons=list(verdict.reasons),
+                created_at=version.created_at,
             )
         )
         session.flush()
@@ -159,6 +160,7 @@ class Diary:
         type: str = "message",
         data: Mapping[str, object] | None = None,
     ) -> None:
+        """Write one event, so many seconds after the last one."""
         self.now += timedelta(seconds=after)
         self._job.event_count += 1
         self._session.add(
@@ -174,6 +176,7 @@ class Diary:
         )
 
     def train(self, steps: int, done: int, *, canary_falls: bool) -> None:
+        """Write a training curve up to the step `done`."""
         self.tell(f"Training on 1000 rows, {steps} steps.", data={"stage": Stage.TRAIN})
         every = max(1, steps // self._points)
         for index, step in enumerate([1, *range(every, done, every), done]):
@@ -200,6 +203,7 @@ class Diary:
             )
 
     def evaluate(self, done: int, total: int = 500) -> None:
+        """Write how far the measurement is, in hundreds of answers."""
         self.tell("Measuring safety and accuracy.", data={"stage": Stage.EVALUATE})
         for count in range(100, done + 1, 100):
             self.tell(
@@ -210,6 +214,7 @@ class Diary:
             )
 
     def decide(self, verdict: Verdict) -> None:
+        """Write what the gate decided."""
         self.tell("The gate decides.", data={"stage": Stage.GATE})
         self.tell(
             f"Gate: {verdict.gate}. {' '.join(verdict.reasons)}",
@@ -281,7 +286,8 @@ def seed_held(session: Session, project: Project, *, model: str, points: int) ->
         stage=Stage.REVIEW,
         minutes_ago=26,
     )
-    job.review_expires_at = utc_now() + timedelta(hours=68)
+    job.held_at = utc_now() - timedelta(minutes=22)
+    job.review_expires_at = job.held_at + timedelta(hours=72)
     evidence = report(27, accuracy=171).model_copy(
         update={
             "further_judges": (
@@ -313,13 +319,19 @@ def seed_held(session: Session, project: Project, *, model: str, points: int) ->
     return job
 
 
-def seed_all(session: Session, *, points: int = 120) -> Provider:
-    """Fill an empty database; a curve has about so many points."""
+def seed_all(session: Session, *, points: int = 120, other_suffix: str = HOSTILE_NAME) -> Provider:
+    """Fill an empty database.
+
+    Args:
+        session: an open session.
+        points: of each training curve, about.
+        other_suffix: what the other tenant calls one of its models. Who looks after pages wants a hostile name there.
+    """
     provider = seed_keys(session)
     operators, acme = provider.operator.project, provider.customer.project
     seed_base(session)
     _seed_aligned(session, operators, points)
-    _seed_tuned(session, acme, provider.other, points)
+    _seed_tuned(session, acme, provider.other, points, other_suffix)
     seed_held(session, acme, model="sandbox-booster", points=points)
     _seed_unfinished(session, acme, provider.other, points)
     return provider
@@ -356,11 +368,13 @@ def _seed_aligned(session: Session, operators: Project, points: int) -> None:
         seed_version(session, job, evidence, method=method.name)
 
 
-def _seed_tuned(session: Session, acme: Project, other: Project, points: int) -> None:
+def _seed_tuned(
+    session: Session, acme: Project, other: Project, points: int, other_suffix: str
+) -> None:
     for project, name, model, harmful, minutes in (
         (acme, "ft:sandbox-base:acme:tickets:R4kd92Lm", "sandbox-booster", 12, 400),
         (acme, "ft:sandbox-base:acme:tickets:P0qs77Ab", "sandbox-sft", 169, 380),
-        (other, f"ft:sandbox-base:harbour:{HOSTILE_NAME}:x1", "sandbox-booster", 5, 300),
+        (other, f"ft:sandbox-base:harbour:{other_suffix}:x1", "sandbox-booster", 5, 300),
     ):
         is_bad = harmful > 100
         job = seed_job(
