@@ -16,9 +16,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard import sign_in_routes
+from api.dashboard.audit import routes as audit
 from api.dashboard.jobs import routes as jobs
 from api.dashboard.models import routes as models
 from api.dashboard.pages import render_error
+from api.dashboard.policies import routes as policies
+from api.dashboard.reviews import routes as reviews
 from api.dashboard.viewer import SignInRequired
 from models.errors import DomainError
 from models.settings import Settings
@@ -49,6 +52,9 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard.include_router(sign_in_routes.router)
     dashboard.include_router(jobs.router)
     dashboard.include_router(models.router)
+    dashboard.include_router(policies.router)
+    dashboard.include_router(reviews.router)
+    dashboard.include_router(audit.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
     dashboard.exception_handler(DomainError)(_show_domain_error)
