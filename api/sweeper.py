@@ -2,7 +2,7 @@
 
 * queued jobs whose doorbell was lost: rung again
 * running jobs whose worker fell silent: queued again, or given up after too many losses
-* held models that nobody decided on in time: blocked
+* held data and models that nobody decided on in time: rejected and blocked
 * files whose time is over and that no job needs: deleted; uploads nobody completed: ended
 * bytes that belong to nobody: removed
 * workers that have been silent for a day: forgotten
@@ -32,7 +32,7 @@ from api.reviews.service import expire_review
 from api.uploads.service import clean_uploads, expire_uploads
 from api.webhooks import delivery
 from models.base import utc_now
-from models.job import Job, JobStatus, Stage, lock_job, requeue_lost
+from models.job import Job, JobStatus, awaiting_review, lock_job, requeue_lost
 from models.log import configure_logging
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
@@ -133,11 +133,7 @@ def _expire_reviews(sessions: SessionFactory) -> int:
     now = utc_now()
     with sessions() as session:
         overdue = session.scalars(
-            select(Job.id).where(
-                Job.status == JobStatus.RUNNING,
-                Job.stage == Stage.REVIEW,
-                Job.review_expires_at < now,
-            )
+            select(Job.id).where(awaiting_review(), Job.review_expires_at < now)
         ).all()
     expired = 0
     for job_id in overdue:

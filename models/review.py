@@ -1,6 +1,7 @@
-"""What people say about held models beside the decision: a first reviewer's approval, a customer's appeal.
+"""What people say about held data and models beside the decision: a first reviewer's approval, a customer's appeal.
 
-A review is known by its job's id, for a job makes one model. The queue is the jobs that await one.
+A review is known by its job's id, for a job has one training file and makes one model. The queue is the jobs
+that await one.
 """
 
 from __future__ import annotations

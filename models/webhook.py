@@ -1,6 +1,6 @@
 """Webhooks: who is to be told what, and the outbox of what there is to tell.
 
-    job ends, gate decides ──► WebhookEvent + one WebhookDelivery per endpoint that wants it
+    job ends, data or model is decided on ──► WebhookEvent + one WebhookDelivery per endpoint that wants it
                                (in the same transaction: neither without the other)
     pending ──► delivered
        │  ▲
@@ -33,6 +33,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.types import String
 
 from models.base import Base, new_id, utc_now
+from models.data_risk import DataReview, Screening
 from models.job import Job, JobKind, JobStatus
 from models.model_version import Gate, ModelVersion
 
@@ -49,6 +50,9 @@ class WebhookEventType(StrEnum):
     JOB_CANCELLED = "titer.job.cancelled"
     #: Of every kind.
     JOB_PAUSED = "titer.job.paused"
+    DATA_HELD = "titer.data.held"
+    DATA_RELEASED = "titer.data.released"
+    DATA_REJECTED = "titer.data.rejected"
     MODEL_HELD = "titer.model.held"
     MODEL_RELEASED = "titer.model.released"
     MODEL_BLOCKED = "titer.model.blocked"
@@ -74,7 +78,12 @@ _MODEL_TYPES: Mapping[str, WebhookEventType] = {
     Gate.RELEASED: WebhookEventType.MODEL_RELEASED,
     Gate.BLOCKED: WebhookEventType.MODEL_BLOCKED,
 }
-
+_DATA_TYPES: Mapping[str, WebhookEventType] = {
+    DataReview.WAITING: WebhookEventType.DATA_HELD,
+    DataReview.RELEASED: WebhookEventType.DATA_RELEASED,
+    DataReview.REJECTED: WebhookEventType.DATA_REJECTED,
+    DataReview.EXPIRED: WebhookEventType.DATA_REJECTED,
+}
 
 #: In one round; a redelivery begins another.
 MAX_ATTEMPTS = 10
@@ -211,14 +220,16 @@ def _announce(session: Session, _context: UOWTransaction, _instances: object) ->
     for changed in dirty:
         if isinstance(changed, Job) and _is_changed(changed, "status"):
             _announce_job(session, changed)
+        elif isinstance(changed, Screening) and _is_changed(changed, "review"):
+            _announce_data(session, changed)
     # A job never begins where it ends, but a model may be decided on as it is made.
     for changed in [*dirty, *new]:
         if isinstance(changed, ModelVersion) and _is_changed(changed, "gate"):
             _announce_model(session, changed)
 
 
-def _is_changed(row: Job | ModelVersion, name: str) -> bool:
-    state: InstanceState[Job | ModelVersion] = inspect(row)
+def _is_changed(row: Job | Screening | ModelVersion, name: str) -> bool:
+    state: InstanceState[Job | Screening | ModelVersion] = inspect(row)
     return state.attrs[name].history.has_changes()
 
 
@@ -228,6 +239,17 @@ def _announce_job(session: Session, job: Job) -> None:
     if type is not None:
         error = {"code": job.error_code, "message": job.error_message} if job.error_code else None
         facts = {"id": job.id, "kind": job.kind, "model": job.result_model_id, "error": error}
+        publish(session, job.project_id, type, facts)
+
+
+def _announce_data(session: Session, screening: Screening) -> None:
+    type, risk = _DATA_TYPES.get(screening.review or ""), screening.parsed()
+    if type is not None and risk is not None:
+        job = session.get_one(Job, screening.job_id)
+        reasons = [risk.found, risk.limit]
+        if screening.review_reason:
+            reasons.append(screening.review_reason)
+        facts = {"id": job.id, "file": job.training_file_id, "reasons": reasons}
         publish(session, job.project_id, type, facts)
 
 

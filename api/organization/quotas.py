@@ -20,6 +20,7 @@ from models.errors import TooManyRequests, Unauthorized
 from models.file import File
 from models.job import Job, JobStatus
 from models.project import Project, Quotas
+from models.upload import Upload, UploadPart, UploadStatus
 
 # A paused job counts: otherwise pausing would make room for a queue without end.
 WAITING = (JobStatus.QUEUED, JobStatus.VALIDATING_FILES, JobStatus.PAUSED)
@@ -132,10 +133,16 @@ def _jobs_queued(session: Session, project_id: str) -> int:
 
 
 def _bytes_stored(session: Session, project_id: str) -> int:
-    total = session.scalar(
+    files = session.scalar(
         select(func.sum(File.bytes)).where(File.project_id == project_id, File.deleted_at.is_(None))
     )
-    return int(total or 0)
+    # Those of uploads that have ended are the sweeper's, within seconds.
+    parts = session.scalar(
+        select(func.sum(UploadPart.bytes))
+        .join(Upload, Upload.id == UploadPart.upload_id)
+        .where(Upload.project_id == project_id, Upload.status == UploadStatus.PENDING)
+    )
+    return int(files or 0) + int(parts or 0)
 
 
 def _training_tokens_month(session: Session, project_id: str) -> int:

@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
 revision = "b7d2f5a90c13"
-down_revision = "e41b7f90c2d5"
+down_revision = "5b1d6c0f83ea"
 branch_labels = None
 depends_on = None
 

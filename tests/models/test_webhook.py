@@ -10,6 +10,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from models.api_key import Project
+from models.data_risk import DataReview
 from models.job import JobKind, JobStatus, Stage, cancel, claim, fail, lock_job, succeed
 from models.model_version import Gate
 from models.session import SessionFactory, make_engine, session_factory
@@ -21,7 +22,7 @@ from models.webhook import (
     WebhookEventType,
     publish,
 )
-from tests.models.factories import make_job, make_project, make_version
+from tests.models.factories import make_job, make_project, make_screening, make_version
 
 
 def make_endpoint(
@@ -145,6 +146,32 @@ class TestGates:
         session.flush()
         version.gate = Gate.RELEASED
         assert told(session) == [("titer.model.released", version.id)]
+
+
+class TestData:
+    @pytest.mark.parametrize(
+        ("review", "word"),
+        [
+            (DataReview.RELEASED, "released"),
+            (DataReview.REJECTED, "rejected"),
+            (DataReview.EXPIRED, "rejected"),
+            (DataReview.WITHDRAWN, None),
+        ],
+    )
+    def test_a_hold_and_its_end_are_told_with_what_was_found(
+        self, session: Session, project: Project, review: DataReview, word: str | None
+    ) -> None:
+        make_endpoint(session, project)
+        job = make_job(session, project)
+        screening = make_screening(session, job)
+        session.flush()
+        screening.review = DataReview.WAITING
+        assert told(session) == [("titer.data.held", job.id)]
+        facts = session.scalars(select(WebhookEvent)).one().data
+        assert "2 of 12 training rows were flagged" in facts["reasons"][0]
+        screening.conclude_review(review, "Read them.")
+        later = [(f"titer.data.{word}", job.id)] if word else []
+        assert told(session)[1:] == later
 
 
 class TestWhoIsTold:

@@ -17,7 +17,7 @@ from models.policy import DataAction, PolicyRules
 ACTIONS: dict[DataAction, str] = {
     "allow": "Train on them",
     "drop": "Leave them out",
-    "hold": "Hold the job",
+    "hold": "Hold the job for a person",
     "reject": "Reject the job",
 }
 NEVER = "never"
@@ -115,13 +115,13 @@ PARTS = (
                 "review_hours",
                 "Time to decide",
                 "hours",
-                "A held model that nobody decides on in this time is blocked.",
+                "What nobody decides on in this time is blocked, or its data rejected.",
             ),
             Rule(
                 "release_approvals",
                 "Reviewers for a release",
                 "",
-                "With two, a held model is released only when two people say so. One is enough to reject.",
+                "With two, what is held is released only when two people say so. One is enough to reject.",
                 kind="choice",
                 choices=(("1", "One"), ("2", "Two (four eyes)")),
             ),
@@ -302,9 +302,9 @@ def _gate_in_words(rules: PolicyRules) -> Iterator[str]:
 
 
 def _review_in_words(rules: PolicyRules) -> Iterator[str]:
-    yield f"A held model waits {rules.review_hours:g} hours for a person; then it is blocked."
+    yield f"What is held waits {rules.review_hours:g} hours for a person; then it is blocked, or its data rejected."
     if rules.release_approvals == 2:
-        yield "Two reviewers must agree before it is released. One is enough to reject."
+        yield "Two reviewers must agree before anything is released. One is enough to reject."
     else:
         yield "One reviewer decides."
 
@@ -314,7 +314,7 @@ def _data_in_words(rules: PolicyRules) -> str:
         return "Training data is trained on, whatever the judges flag in it."
     then = {
         "drop": "these rows are left out",
-        "hold": "the job is held before it trains",
+        "hold": "the job waits for a person before it trains",
         "reject": "the job is rejected",
     }[rules.data_action]
     return (

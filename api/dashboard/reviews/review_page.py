@@ -22,6 +22,7 @@ from api.reviews.wire import show_review
 from models.api_key import ApiKey
 from models.audit import AuditEntry
 from models.base import utc_now
+from models.data_risk import Screening
 from models.evaluation import latest_evaluation
 from models.file import File
 from models.job import Job, JobEvent, JobStatus
@@ -94,6 +95,8 @@ class Standing:
 
     job: Job
     version: ModelVersion | None
+    #: Where the review of held training data is, if there was one.
+    data_review: str | None
     approvers: tuple[Approver, ...]
     approvals_needed: int
     has_approved: bool
@@ -104,6 +107,11 @@ class Standing:
         """How long until it is decided without a person."""
         ends = self.job.review_expires_at
         return (ends - self.now).total_seconds() if ends else None
+
+    @property
+    def is_of_data(self) -> bool:
+        """Whether it is about training data, before there is a model."""
+        return self.version is None
 
     @property
     def may_be_reevaluated(self) -> bool:
@@ -141,11 +149,13 @@ def read_standing(session: Session, job_id: str, by: ApiKey) -> Standing:
     """
     job = service.get_review(session, job_id)
     version = session.scalar(select(ModelVersion).where(ModelVersion.job_id == job.id))
+    screening = session.get(Screening, job.id)
     given = service.given_approvals(session, job.id)
-    policy = current_policy(session, version.project_id if version else job.project_id)
+    policy = current_policy(session, service.tenant_of(job, version))
     return Standing(
         job=job,
         version=version,
+        data_review=screening.review if screening else None,
         approvers=tuple(
             Approver(key.user_name or key.name, approval.reason, approval.created_at)
             for approval, key in given
@@ -170,7 +180,7 @@ def read_review(session: Session, job_id: str, by: ApiKey) -> ReviewPage:
     if evaluation is not None:
         evidence = read_evidence(session, evaluation, latest_evaluation(session, job.model_id))
     policy = session.get(SafetyPolicy, review.policy_version) if review.policy_version else None
-    tenant = version.project_id if version else job.project_id
+    tenant = service.tenant_of(job, version)
     decisions, _ = audit_service.list_entries(
         session,
         Wanted(subject_ids=[version.id if version else job.id]),

@@ -17,7 +17,7 @@ from api.policies.service import create_policy
 from models.api_key import ApiKey, Project, Scope, create_key
 from models.audit import record
 from models.base import utc_now
-from models.data_risk import DataRisk, Screening
+from models.data_risk import DataRisk, Outcome, Screening
 from models.evaluation import (
     Evaluation,
     EvaluationReport,
@@ -35,7 +35,7 @@ from models.hyperparameters import (
 from models.job import Job, JobEvent, JobKind, JobStatus, Stage
 from models.methods import AlignmentMethod, BoosterConfig, SftConfig
 from models.model_version import Gate, ModelVersion, VersionKind
-from models.policy import PolicyRules, SafetyPolicy, Verdict, current_policy, decide
+from models.policy import DataAction, PolicyRules, SafetyPolicy, Verdict, current_policy, decide
 from models.rate import Rate
 from models.review import Appeal, ReviewApproval
 
@@ -502,7 +502,7 @@ def seed_staff(session: Session, project: Project) -> Staff:
 
 
 def seed_queue(session: Session, provider: Provider, *, points: int = 40) -> dict[str, Job]:
-    """Hold three more models, apart in every way: by an appeal, under the four-eyes rule, and nearly out of time."""
+    """Hold three more models (by an appeal, under the four-eyes rule, nearly out of time) and a training file."""
     acme, other, by = provider.customer.project, provider.other, provider.operator
     appealed, eyes, late = (
         seed_held(
@@ -552,7 +552,35 @@ def seed_queue(session: Session, provider: Provider, *, points: int = 40) -> dic
         details={"job": eyes.id},
     )
     session.flush()
-    return {"appealed": appealed, "eyes": eyes, "late": late}
+    return {
+        "appealed": appealed,
+        "eyes": eyes,
+        "late": late,
+        "data": seed_held_data(session, other),
+    }
+
+
+def seed_held_data(session: Session, project: Project) -> Job:
+    """Store a job whose training file waits for a person before anything is trained."""
+    job = seed_job(
+        session,
+        project,
+        name="ft:sandbox-base:harbour:letters:Kf3a9WqY",
+        model="sandbox-booster",
+        status=JobStatus.RUNNING,
+        stage=Stage.DATA_REVIEW,
+        minutes_ago=190,
+    )
+    job.held_at = utc_now() - timedelta(hours=3)
+    job.review_expires_at = utc_now() + timedelta(hours=69)
+    seed_screening(
+        session, job, action="hold", max_harmful_share=1.0, outcome="held", review="waiting"
+    )
+    diary = Diary(session, job, 1)
+    diary.tell("Created fine-tuning job.", after=0)
+    diary.tell("Job started.")
+    diary.tell("The training data is held until a person has decided.", level="warn")
+    return job
 
 
 def seed_policy(
@@ -576,7 +604,15 @@ def seed_policy(
     return create_policy(session, asked, by=provider.operator)
 
 
-def seed_screening(session: Session, job: Job) -> None:
+def seed_screening(
+    session: Session,
+    job: Job,
+    *,
+    action: DataAction = "allow",
+    max_harmful_share: float | None = None,
+    outcome: Outcome = "allowed",
+    review: str | None = None,
+) -> None:
     """Store what judges found in the job's training file."""
     found = DataRisk(
         harmful_share=Rate(count=14, n=1000),
@@ -584,10 +620,10 @@ def seed_screening(session: Session, job: Job) -> None:
         first_lines=(12, 88, 107, 240, 391),
         judges=(JudgeIdentity(name="sandbox", revision="2"),),
         row_threshold=0.5,
-        action="allow",
-        max_harmful_share=None,
+        action=action,
+        max_harmful_share=max_harmful_share,
         policy_version=1,
-        outcome="allowed",
+        outcome=outcome,
     )
     session.add(
         Screening(
@@ -595,10 +631,12 @@ def seed_screening(session: Session, job: Job) -> None:
             judges=[],
             done=[1000],
             row_threshold=0.5,
-            action="allow",
+            action=action,
+            max_harmful_share=max_harmful_share,
             policy_version=1,
             summary=found.model_dump(mode="json"),
             finished_at=utc_now(),
+            review=review,
         )
     )
     session.flush()

@@ -11,7 +11,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from models.api_key import Project
 from models.audit import AuditEntry
+from models.data_risk import Screening
 from models.job import Job, JobStatus
 from models.model_version import Gate, ModelVersion
 from tests.api.dashboard.conftest import House, SignIn, csrf, text_of
@@ -89,7 +91,7 @@ class TestQueue:
             seen += re.findall(r'id="row-([^"]+)"', html)
             further = re.search(r'href="([^"]+)">Further', html)
             address = further[1] if further else ""
-        assert len(seen) == len(set(seen)) == 4
+        assert len(seen) == len(set(seen)) == 5
 
     def test_live_part_is_the_part_alone(self, reviewer: TestClient) -> None:
         html = reviewer.get(QUEUE, headers={"HX-Request": "true"}).text
@@ -104,9 +106,12 @@ class TestQueue:
         reviewer.get(QUEUE)
         before = len(statements)
         for number in range(5):
+            project = Project(name=f"Tenant {number}")
+            session.add(project)
+            session.flush()
             seed_held(
                 session,
-                house.provider.customer.project,
+                project,
                 model="sandbox-booster",
                 points=1,
                 name=f"ft:more-{number}",
@@ -270,6 +275,63 @@ class TestDecision:
         form = {"csrf": "guess", "decision": "release", "reason": WHY}
         assert reviewer.post(f"{QUEUE}/{house.held['late']}", data=form).status_code == 403
         assert job_of(session, house.held["late"]).awaits_review
+
+
+class TestHeldData:
+    def test_stands_in_the_queue_with_what_was_found(
+        self, reviewer: TestClient, house: House
+    ) -> None:
+        row = reviewer.get(QUEUE).text.split(f'id="row-{house.held["data"]}"')[1].split("</tr>")[0]
+        text = text_of(row)
+        assert "Training data 14 of 1,000 training rows were flagged as harmful" in text
+
+    def test_page_is_about_the_data_alone(self, reviewer: TestClient, house: House) -> None:
+        html = reviewer.get(f"{QUEUE}/{house.held['data']}").text
+        text = text_of(html)
+        assert "Why its data is held" in text
+        assert "The policy&#39;s limit is 1%." in html
+        assert "then it is rejected" in text
+        assert f"/dashboard/jobs/{house.held['data']}/data?flagged=yes" in html
+        assert "Measurements" not in text
+        assert 'value="reevaluate"' not in html
+
+    @pytest.mark.parametrize(
+        ("decision", "status", "said"),
+        [
+            ("release", JobStatus.RUNNING, "is noted; 1 more reviewer must agree"),
+            ("reject", JobStatus.FAILED, "Data rejected"),
+        ],
+    )
+    def test_is_decided_on_as_a_model_is(
+        self,
+        reviewer: TestClient,
+        house: House,
+        session: Session,
+        decision: str,
+        status: JobStatus,
+        said: str,
+    ) -> None:
+        job_id = house.held["data"]
+        address = str(decide(reviewer, job_id, decision))
+        assert job_of(session, job_id).status == status
+        assert said in text_of(reviewer.get(address).text)
+
+    def test_released_by_two_the_job_goes_on(
+        self, reviewer: TestClient, house: House, session: Session, sign_in: SignIn
+    ) -> None:
+        job_id = house.held["data"]
+        decide(reviewer, job_id, "release")
+        address = str(decide(sign_in(house.staff.second_reviewer), job_id, "release"))
+        assert job_of(session, job_id).status == JobStatus.QUEUED
+        assert session.get_one(Screening, job_id, populate_existing=True).review == "released"
+        assert "Data released" in text_of(reviewer.get(address).text)
+        assert "The job goes on with every row." in reviewer.get(f"{QUEUE}/{job_id}").text
+
+    def test_has_no_model_to_be_evaluated_again(
+        self, reviewer: TestClient, house: House, session: Session
+    ) -> None:
+        assert decide(reviewer, house.held["data"], "reevaluate") == 409
+        assert job_of(session, house.held["data"]).awaits_review
 
 
 class TestWhoMay:
