@@ -44,6 +44,8 @@ def drop_checkpoints(sessions: SessionFactory, storage: Storage, *, after: timed
             if job.finished_at is None or job.finished_at >= before:
                 continue
             versions = session.scalars(_kept(job_id).with_for_update()).all()
+            if not versions:
+                continue
             for version in versions:
                 # The bytes first: where that fails, the next round finds the version again.
                 storage.delete_folder(str(version.source["prefix"]))
@@ -62,7 +64,7 @@ def drop_checkpoints(sessions: SessionFactory, storage: Storage, *, after: timed
 
 def drop_resume_points(sessions: SessionFactory, storage: Storage) -> int:
     """Remove what runs of ended jobs could have gone on from; count the jobs."""
-    names = storage.names(RESUME)[:MAX_JOBS]
+    names = storage.names(RESUME)
     with sessions() as session:
         ended = session.scalars(
             select(Job.id).where(Job.id.in_(names), Job.status.in_(TERMINAL))
