@@ -41,6 +41,12 @@ class OtherOrganization(Unauthorized):
     code = "mismatched_organization"
 
 
+class OnlyLooks(Forbidden):
+    """This API key has the scope 'viewer' alone, which sees everything and changes nothing."""
+
+    code = "viewer_only"
+
+
 class OtherProject(Unauthorized):
     """The header openai-project names another project than this API key's. Leave it out."""
 
@@ -63,6 +69,11 @@ class Caller:
         """What the key may do; an operator may do all that staff may."""
         scopes = frozenset(Scope(scope) for scope in self.key.scopes)
         return scopes | STAFF if Scope.OPERATOR in scopes else scopes
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether the caller may see and not change anything."""
+        return self.scopes == {Scope.VIEWER}
 
     @property
     def is_staff(self) -> bool:
@@ -146,7 +157,7 @@ def get_caller(
         Unauthorized: no key, an unknown or a dead one.
         OtherOrganization: a header names another organization.
         OtherProject: a header names another project.
-        Forbidden: the key has no scope at all.
+        Forbidden: the key has no scope at all, or may only look and this is more.
         RateLimitExceeded: the key or its project has sent too many requests.
     """
     if credentials is None or not 0 < len(credentials.credentials) <= MAX_TOKEN_CHARACTERS:
@@ -161,7 +172,18 @@ def get_caller(
     _check_headers(request, caller.project)
     if not caller.scopes:
         raise Forbidden
+    check_may_change(request, caller)
     return caller
+
+
+def check_may_change(request: Request, caller: Caller) -> None:
+    """Refuse every method but reading to those who may only look.
+
+    Raises:
+        OnlyLooks: this is more than looking.
+    """
+    if caller.only_looks and request.method not in ("GET", "HEAD"):
+        raise OnlyLooks
 
 
 def _count(request: Request, caller: Caller) -> None:

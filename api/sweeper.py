@@ -5,6 +5,7 @@
 * held data and models that nobody decided on in time: rejected and blocked
 * files whose time is over and that no job needs: deleted; uploads nobody completed: ended
 * bytes that belong to nobody, and checkpoints of jobs that failed or were cancelled long ago: removed
+* workers that have been silent for a day: forgotten
 
 The same process delivers webhooks (`api.webhooks.delivery`), in a thread of its own.
 
@@ -38,6 +39,7 @@ from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
 from models.upload import INCOMING
+from models.worker import forget_workers
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +72,8 @@ class SweepReport:
 
 def sweep(sessions: SessionFactory, doorbell: Doorbell, settings: Settings) -> SweepReport:
     """Put everything right once."""
+    with sessions.begin() as session:
+        forget_workers(session)
     requeued, given_up = _requeue_lost(sessions, settings.max_attempts)
     expired = _expire_reviews(sessions)
     return SweepReport(

@@ -18,6 +18,7 @@ from models.review import Appeal, ReviewApproval
 from models.stored_certificate import StoredCertificate
 from models.upload import Upload, UploadPart
 from models.webhook import WebhookDelivery, WebhookEndpoint, WebhookEvent
+from models.worker import Worker
 
 __all__ = [
     "ApiKey",
@@ -42,4 +43,5 @@ __all__ = [
     "WebhookDelivery",
     "WebhookEndpoint",
     "WebhookEvent",
+    "Worker",
 ]

@@ -26,7 +26,9 @@ class Scope(StrEnum):
 
     #: Files, jobs and tuned models of the key's own project.
     CUSTOMER = "customer"
-    #: See every project's jobs, and decide on held models.
+    #: See every project's jobs and models, and change nothing.
+    VIEWER = "viewer"
+    #: See what a viewer sees, and decide on held models.
     REVIEWER = "reviewer"
     #: Register bases, align, certify and evaluate them.
     PROVIDER = "provider"
@@ -35,7 +37,7 @@ class Scope(StrEnum):
 
 
 #: Who sees every project's files, jobs and models.
-STAFF = frozenset({Scope.REVIEWER, Scope.PROVIDER, Scope.OPERATOR})
+STAFF = frozenset({Scope.VIEWER, Scope.REVIEWER, Scope.PROVIDER, Scope.OPERATOR})
 
 
 class ApiKey(Base):

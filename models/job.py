@@ -135,6 +135,16 @@ class Job(Base):
         ),
         Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
         Index("ix_jobs_created_at_id", "created_at", "id"),
+        # The dashboard's list, newest first by one of these; LIKE with a fixed beginning needs its own order.
+        Index("ix_jobs_status_created_at_id", "status", "created_at", "id"),
+        Index("ix_jobs_kind_created_at_id", "kind", "created_at", "id"),
+        Index("ix_jobs_model_id_created_at_id", "model_id", "created_at", "id"),
+        Index(
+            "ix_jobs_result_model_id_beginning",
+            "result_model_id",
+            postgresql_ops={"result_model_id": "text_pattern_ops"},
+        ),
+        Index("ix_jobs_suffix_beginning", "suffix", postgresql_ops={"suffix": "text_pattern_ops"}),
         Index("ix_jobs_status_lease_expires_at", "status", "lease_expires_at"),
         Index("ix_jobs_replay", "project_id", "replay_key", unique=True),
         # What a claim looks at (models.fair_queue), and what a month's use is summed over.

@@ -63,6 +63,7 @@ class ModelVersion(Base):
         CheckConstraint("gate in ('pending', 'released', 'held', 'blocked')", name="gate"),
         CheckConstraint("(kind = 'tuned') = (project_id is not null)", name="owner"),
         Index("ix_model_versions_created_at", "created_at"),
+        Index("ix_model_versions_gate_created_at", "gate", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         validation_alias=_named("database_url"),
         repr=False,
     )
+    # Another way to the same database, for listening: needed where database_url leads to a pooler in transaction
+    # mode. Empty: the same.
+    listen_url: str = Field("", repr=False)
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", validation_alias=_named("redis_url"), repr=False
     )
@@ -74,7 +77,7 @@ class Settings(BaseSettings):
     webhook_key: SecretStr = SecretStr("")
     # Lets webhooks go over plain HTTP and to private addresses. For development alone.
     webhook_allow_private: bool = False
-    # Streams of job events that one api process keeps open at once.
+    # Streams of job events, and live pages of the dashboard, that one api process keeps open at once.
     max_event_streams: int = Field(200, ge=1, le=10_000)
 
     max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)

@@ -73,9 +73,16 @@ class ResidentBase:
         """Start with none; nothing touches the device before the first `get`."""
         self._loaded: LoadedBase | None = None
 
+    @property
+    def resident_id(self) -> str | None:
+        """The base that is in memory."""
+        # Another thread may ask while this one is let go.
+        loaded = self._loaded
+        return loaded.id if loaded else None
+
     def holds(self, base_id: str) -> bool:
         """Say whether this base is in memory."""
-        return self._loaded is not None and self._loaded.id == base_id
+        return self.resident_id == base_id
 
     def get(self, base_id: str, find: Callable[[], Path]) -> LoadedBase:
         """Give the base, loading it from the folder that `find` gives unless it is the resident one.

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 
 from models.log import configure_logging
 from models.session import make_engine, session_factory
@@ -24,6 +24,7 @@ from models.settings import Settings
 from models.storage import Storage
 from worker import pipeline
 from worker.base_models import ResidentBase
+from worker.presence import Presence
 from worker.trackers.run import Tracking
 from worker.work import Workshop
 
@@ -58,6 +59,22 @@ def _die_with_parent(**_: Any) -> None:
     # A killed worker must not leave a child that trains on: the lease would go to another.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@worker_process_init.connect
+def _begin_to_speak(**_: Any) -> None:
+    _presence().start()
+
+
+@worker_process_shutdown.connect
+def _say_goodbye(**_: Any) -> None:
+    _presence().stop()
+
+
+@cache
+def _presence() -> Presence:
+    shop = _workshop()
+    return Presence(shop.sessions, shop.bases, owner=shop.owner)
 
 
 @cache

@@ -15,7 +15,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dashboard import job_routes, model_routes, sign_in_routes
+from api.dashboard import live_routes, sign_in_routes
+from api.dashboard.jobs import routes as jobs
+from api.dashboard.jobs import text_routes as job_texts
+from api.dashboard.models import routes as models
 from api.dashboard.pages import render_error
 from api.dashboard.viewer import SignInRequired
 from models.errors import DomainError
@@ -45,8 +48,10 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     dashboard.state = app.state
     dashboard.include_router(sign_in_routes.router)
-    dashboard.include_router(job_routes.router)
-    dashboard.include_router(model_routes.router)
+    dashboard.include_router(jobs.router)
+    dashboard.include_router(job_texts.router)
+    dashboard.include_router(models.router)
+    dashboard.include_router(live_routes.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
     dashboard.exception_handler(DomainError)(_show_domain_error)
@@ -92,13 +97,16 @@ class SecurityHeaders:
 
 
 def _enter() -> RedirectResponse:
-    return RedirectResponse(f"{PREFIX}/jobs", status_code=303)
+    return RedirectResponse(f"{PREFIX}/", status_code=303)
 
 
 def _ask_to_sign_in(request: Request, error: SignInRequired) -> Response:
     if "hx-request" in request.headers:
         # A redirect would put the sign-in page into a corner of the page that asked.
         return Response(status_code=401, headers={"HX-Redirect": error.address})
+    if "text/event-stream" in request.headers.get("accept", ""):
+        # No page is shown for it: what follows asks for a page itself, and is led away then.
+        return Response(status_code=401)
     return RedirectResponse(error.address, status_code=303)
 
 

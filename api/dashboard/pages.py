@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import Request
@@ -9,8 +10,36 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 from api.dashboard import wording
+from api.dashboard.viewer import Viewer
 
 TEMPLATES = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the dashboard, as the navigation names it."""
+
+    name: str
+    address: str
+    is_for_customers: bool = False
+
+
+#: In the order in which a day goes: what needs a person first, what is set once last.
+SECTIONS = (
+    Section("Overview", "/dashboard/overview"),
+    Section("Jobs", "/dashboard/jobs", is_for_customers=True),
+    Section("Reviews", "/dashboard/reviews"),
+    Section("Models", "/dashboard/models", is_for_customers=True),
+    Section("Tenants", "/dashboard/tenants"),
+    Section("Policies", "/dashboard/policies"),
+    Section("Audit", "/dashboard/audit"),
+    Section("System", "/dashboard/system"),
+)
+
+
+def sections(viewer: Viewer) -> tuple[Section, ...]:
+    """Give the parts that this person may see."""
+    return tuple(part for part in SECTIONS if viewer.is_staff or part.is_for_customers)
 
 
 def _make_environment() -> Environment:
@@ -30,6 +59,7 @@ def _make_environment() -> Environment:
         "percent": wording.percent,
         "words": wording.words,
     }
+    environment.globals["sections"] = sections
     return environment
 
 

@@ -7,14 +7,20 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
-from api.dashboard.pages import render
-from api.dashboard.viewer import CheckedForm, csrf_token, remember
+from api.dashboard.pages import render, sections
+from api.dashboard.viewer import CheckedForm, ViewerDep, csrf_token, remember
 from api.deps import SessionDep
 from models.api_key import find_key
 from models.errors import Unauthorized
 
 router = APIRouter()
-HOME = "/dashboard/jobs"
+HOME = "/dashboard/"
+
+
+@router.get("/")
+def enter(viewer: ViewerDep) -> Response:
+    """Lead to where this person's day begins."""
+    return RedirectResponse(sections(viewer)[0].address, status_code=303)
 
 
 @router.get("/login")

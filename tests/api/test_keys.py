@@ -253,3 +253,29 @@ class TestHeaders:
             response = customer.client.get("/v1/files", headers={**own, header: wrong})
             assert response.status_code == 401
             assert response.json()["error"]["code"] == code
+
+
+class TestViewer:
+    def test_sees_every_tenant_and_changes_nothing(
+        self, operator: Tenant, anonymous: TestClient
+    ) -> None:
+        token = create(operator, scopes=["viewer"])["key"]
+        headers = {"authorization": f"Bearer {token}"}
+        assert anonymous.get("/v1/reviews", headers=headers).status_code == 200
+        assert anonymous.get("/v1/audit", headers=headers).status_code == 200
+        for method, path in (
+            ("POST", "/v1/fine_tuning/jobs/ftjob-x/cancel"),
+            ("DELETE", "/v1/models/anything"),
+            ("POST", "/v1/webhook_endpoints"),
+        ):
+            answer = anonymous.request(method, path, headers=headers, json={})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "viewer_only")
+
+    def test_with_another_scope_it_takes_nothing_away(
+        self, operator: Tenant, anonymous: TestClient
+    ) -> None:
+        token = create(operator, scopes=["viewer", "customer"])["key"]
+        answer = anonymous.post(
+            "/v1/fine_tuning/jobs/ftjob-x/cancel", headers={"authorization": f"Bearer {token}"}
+        )
+        assert answer.status_code == 404

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from api.dashboard import job_list
+from api.dashboard.jobs import job_list
 from models.base import utc_now
 from models.data_risk import DataReview
 from models.job import Job, JobEvent, JobStatus, Stage, await_review
@@ -159,7 +159,8 @@ class TestJobList:
         assert ACME_MODEL in html
         assert "harbour" not in html
         assert "Northwind" not in html
-        assert re.search(r"All\s*<span class=\"count\">6</span>", html)
+        assert len(re.findall(r'id="row-', html)) == 6
+        assert re.search(r"Running <span class=\"count\">2</span>", html)
 
     def test_held_models_come_first(self, operator_page: TestClient) -> None:
         html = operator_page.get("/dashboard/jobs").text
@@ -180,6 +181,13 @@ class TestJobList:
             ("status=failed", BLOCKED_MODEL, ACME_MODEL),
             ("gate=blocked", BLOCKED_MODEL, ACME_MODEL),
             ("gate=released&status=succeeded", ACME_MODEL, BLOCKED_MODEL),
+            ("kind=finetune", ACME_MODEL, "sandbox-sft</a>"),
+            ("kind=align", "sandbox-sft</a>", BLOCKED_MODEL),
+            ("tenant=Acme+Support", BLOCKED_MODEL, OTHER_MODEL),
+            ("base=sandbox-sft", BLOCKED_MODEL, ACME_MODEL),
+            ("search=ft:sandbox-base:acme:tickets:R4", ACME_MODEL, BLOCKED_MODEL),
+            ("since=2001-01-01", ACME_MODEL, "No job matches"),
+            ("until=2001-01-01&status=", "No job matches", ACME_MODEL),
         ],
     )
     def test_filters(
@@ -193,7 +201,40 @@ class TestJobList:
         html = operator_page.get("/dashboard/jobs?status=cancelled&gate=blocked").text
         assert "No job matches these filters." in html
 
-    @pytest.mark.parametrize("query", ["status=gone", "gate=ajar"])
+    def test_a_job_is_found_by_its_id(self, operator_page: TestClient, session: Session) -> None:
+        job = job_of(session, BLOCKED_MODEL)
+        html = operator_page.get(f"/dashboard/jobs?search={job.id}").text
+        assert re.findall(r'id="row-([^"]+)"', html) == [job.id]
+
+    def test_a_job_is_found_by_how_its_suffix_begins(
+        self, operator_page: TestClient, session: Session
+    ) -> None:
+        job = job_of(session, BLOCKED_MODEL)
+        job.suffix = "tickets-de"
+        session.commit()
+        html = operator_page.get("/dashboard/jobs?search=tickets").text
+        assert re.findall(r'id="row-([^"]+)"', html) == [job.id]
+
+    def test_the_marks_of_a_search_mean_themselves(self, operator_page: TestClient) -> None:
+        assert "No job matches" in operator_page.get("/dashboard/jobs?search=%25").text
+
+    def test_a_customer_cannot_ask_for_another_tenant(self, customer_page: TestClient) -> None:
+        html = customer_page.get("/dashboard/jobs?tenant=Harbour+Legal").text
+        assert ACME_MODEL in html
+        assert OTHER_MODEL not in html
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "status=gone",
+            "gate=ajar",
+            "kind=odd",
+            "since=yesterday",
+            "until=9999-12-31",
+            "search=%00",
+            f"search={'x' * 300}",
+        ],
+    )
     def test_unknown_filter_is_refused(self, operator_page: TestClient, query: str) -> None:
         assert operator_page.get(f"/dashboard/jobs?{query}").status_code == 400
 
@@ -343,7 +384,13 @@ class TestCurves:
             len(steps)
         }
         assert curves["total_steps"] == 300
-        assert max(curves["token_accuracy"]) > 50
+        assert max(share for share in curves["token_accuracy"] if share is not None) > 50
+        # The score of the model that training starts from stands at step 0, with its interval.
+        assert (steps[0], curves["train_loss"][0]) == (0, None)
+        low, score, high = (
+            curves[name][0] for name in ("harmful_score_low", "harmful_score", "harmful_score_high")
+        )
+        assert low < score < high
         assert None in curves["canary_loss"]
 
     def test_step_told_twice_counts_once_and_the_later_stands(

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from api.dashboard.progress import Progress, StepState, latest_progress, read_timeline
+from api.dashboard.jobs.progress import Progress, StepState, latest_progress, read_timeline
 from models.base import utc_now
 from models.job import Job, JobStatus, Stage, append_event
 from tests.api.dashboard.seed import seed_base, seed_job, seed_keys

@@ -31,7 +31,7 @@ class TestAnonymous:
         assert answer.headers["location"].startswith("/dashboard/login?next=%2Fdashboard%2F")
 
     def test_enters_by_the_short_address(self, visitor: TestClient) -> None:
-        assert visitor.get("/dashboard").headers["location"] == "/dashboard/jobs"
+        assert visitor.get("/dashboard").headers["location"] == "/dashboard/"
 
     def test_gets_no_curves(self, visitor: TestClient) -> None:
         assert visitor.get("/dashboard/jobs/ftjob-x/curves.json").status_code == 303
@@ -106,7 +106,7 @@ class TestSignIn:
         page = visitor.get("/dashboard/login", params={"next": elsewhere})
         form = {"csrf": csrf(page), "api_key": newcomer.operator_token, "next": elsewhere}
         answer = visitor.post("/dashboard/login", data=form)
-        assert answer.headers["location"] == "/dashboard/jobs"
+        assert answer.headers["location"] == "/dashboard/"
 
 
 class TestSession:

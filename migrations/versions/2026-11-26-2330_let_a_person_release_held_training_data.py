@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "5b1d6c0f83ea"
-down_revision = "0ecc7a62a50b"
+down_revision = "4be1f0c27d93"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,1 @@
+"""The pages of models: lineage, and an aligned base with its certificate."""
