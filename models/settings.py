@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(60, ge=4)
     max_attempts: int = Field(3, ge=1)
     sweep_seconds: float = Field(5.0, gt=0)
+    # How long the epochs' weights of a job that failed or was cancelled are kept; 0: for ever.
+    checkpoint_days: float = Field(30.0, ge=0, le=36_500)
     # Longer than the longest job: Celery's redelivery is only a second doorbell.
     visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
 
