@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ from api.certification.routes import router as certification
 from api.completions.routes import router as completions
 from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
+from api.event_stream.changes import Changes
 from api.event_stream.routes import router as event_stream
 from api.event_stream.service import Slots
 from api.export.routes import router as export
@@ -63,7 +65,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with make_client(settings.serving_url, settings.serving_token) as serving:
             app.state.serving = serving
+            listening = asyncio.create_task(app.state.changes.listen())
             yield
+            listening.cancel()
+            await asyncio.wait([listening])
         doorbell.close()
         app.state.rate_limiter.close()
         engine.dispose()
@@ -82,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.storage = Storage(settings.storage_url)
     app.state.doorbell = doorbell
     app.state.rate_limiter = RateLimiter(settings)
+    app.state.changes = Changes(settings.database_url, settings.listen_url)
     app.state.event_slots = Slots(settings.max_event_streams)
     install_error_handlers(app)
     # The registry last: there a model's name takes every path that follows it.

@@ -67,6 +67,7 @@ class ModelVersion(Base):
         CheckConstraint("gate in ('pending', 'released', 'held', 'blocked')", name="gate"),
         CheckConstraint("(kind = 'tuned') = (project_id is not null)", name="owner"),
         Index("ix_model_versions_created_at", "created_at"),
+        Index("ix_model_versions_gate_created_at", "gate", "created_at"),
         Index("ix_model_versions_canary_fell", "created_at", postgresql_where=CANARY_FELL),
     )
 

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         validation_alias=_named("database_url"),
         repr=False,
     )
+    # Another way to the same database, for listening: needed where database_url leads to a pooler in transaction
+    # mode. Empty: the same.
+    listen_url: str = Field("", repr=False)
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", validation_alias=_named("redis_url"), repr=False
     )
@@ -74,7 +77,7 @@ class Settings(BaseSettings):
     webhook_key: SecretStr = SecretStr("")
     # Lets webhooks go over plain HTTP and to private addresses. For development alone.
     webhook_allow_private: bool = False
-    # Streams of job events that one api process keeps open at once.
+    # Streams of job events, and live pages of the dashboard, that one api process keeps open at once.
     max_event_streams: int = Field(200, ge=1, le=10_000)
 
     max_file_bytes: int = Field(512 * 1024 * 1024, ge=1)
@@ -86,6 +89,8 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(60, ge=4)
     max_attempts: int = Field(3, ge=1)
     sweep_seconds: float = Field(5.0, gt=0)
+    # How long the epochs' weights of a job that failed or was cancelled are kept; 0: for ever.
+    checkpoint_days: float = Field(30.0, ge=0, le=36_500)
     # Longer than the longest job: Celery's redelivery is only a second doorbell.
     visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
 
@@ -98,6 +103,9 @@ class Settings(BaseSettings):
     # Requests a minute, of one key and of all keys of a project; 0 is no limit.
     key_requests_per_minute: int = Field(1_200, ge=0, le=1_000_000)
     project_requests_per_minute: int = Field(6_000, ge=0, le=1_000_000)
+    # Tokens of chat and completions a minute, of prompts and answers together; 0 is no limit.
+    key_tokens_per_minute: int = Field(0, ge=0, le=1_000_000_000)
+    project_tokens_per_minute: int = Field(0, ge=0, le=1_000_000_000)
     # Trackers that customers may have their curves sent to; empty: that one is not configured.
     wandb_api_key: SecretStr = SecretStr("")
     wandb_base_url: str = "https://api.wandb.ai"

@@ -4,7 +4,8 @@
     align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
     certify    simulated customers on an aligned model, one after the other ─► certificate (worker.certify)
 
-The screen runs only where the policy or the customer asks for it (`worker.screen`).
+The screen runs only where the policy or the customer asks for it (`worker.screen`). Where the policy holds what
+it found, the worker lets go; once a person has released the rows the job is claimed again and goes on from there.
 
 Where the provider asks for more protection (`models.tuning`), rows are added before a customer's job is
 trained, and its adapter is reshaped before or while it is evaluated (`worker.protection`).
@@ -49,7 +50,7 @@ from models.job import (
     fail,
     park,
 )
-from models.methods import LisaConfig, RepNoiseConfig, SafeGradConfig
+from models.methods import DpoConfig, LisaConfig, Method, RepNoiseConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Pair, Row
 from models.safety_set import balanced
@@ -65,12 +66,13 @@ from worker.protection import record, safety_rows, settle, tell_fall
 from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
 from worker.screen import screen
+from worker.screen_outcome import DataHeld
 from worker.task_accuracy import check_answers
 from worker.trackers.sending import tracked
 from worker.trainers.loop import StepMetrics, TrainResult, train
 from worker.trainers.methods import rule_for
 from worker.training_log import Send, TrainingLog
-from worker.validation import Validation
+from worker.validation import Score, Validation, score_pairs, score_rows
 from worker.verdict import conclude
 from worker.work import Work, Workshop, read_rows, read_work, to_train
 
@@ -119,6 +121,8 @@ def _carry_leased(lease: Lease, shop: Workshop) -> None:
         except PauseRequested:
             log.info("job_pausing", attempt=lease.attempt)
             _park(job, shop)
+        except DataHeld:
+            log.info("data_held", attempt=lease.attempt)
         except DomainError as error:
             log.info("job_failed", code=error.code)
             # The fault may have struck while an adapter was half on.
@@ -214,11 +218,9 @@ def _make_version(
     checked = encode_data_set(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
-    # Pairs have a loss of their own kind, which the evaluation measures.
-    watched = [] if checked.non_preferred else checked.examples
     base = shop.base(work.root)
     with to_train(base, work, shop) as model, tracked(job, work, shop) as send:
-        result = _train(job, work, base, model, encoded, watched, len(added), simulated, send, shop)
+        result = _train(job, work, base, model, encoded, checked, len(added), simulated, send, shop)
         return _store(job, work, base, model, result, len(added), shop)
 
 
@@ -255,7 +257,7 @@ def _train(
     base: LoadedBase,
     model: PreTrainedModel | PeftModel,
     encoded: Encoded,
-    validation: list[Example],
+    validation: Encoded,
     added: int,
     simulated: _Simulated,
     send: Send,
@@ -304,7 +306,11 @@ def _train(
         canary_stop=recipe.tuning.canary_stop,
         epoch_ends=epoch_ends,
         validate=Validation(
-            model, validation, recipe.train, base.pad_id, recipe.canary_every, epoch_ends
+            _score(model, validation, recipe.method, base.pad_id),
+            len(validation.examples),
+            recipe.train,
+            recipe.canary_every,
+            epoch_ends,
         ),
         on_step=tell_and_keep,
         should_stop=job.should_stop,
@@ -317,6 +323,14 @@ def _train(
         # The wish to pause was withdrawn when the loop had ended: the job is queued again.
         raise PauseRequested
     return result
+
+
+def _score(
+    model: PreTrainedModel | PeftModel, validation: Encoded, method: Method, pad_id: int
+) -> Score:
+    if isinstance(method, DpoConfig) and validation.examples:
+        return score_pairs(model, validation, pad_id, beta=method.beta)
+    return score_rows(model, validation.examples, pad_id)
 
 
 def _store(

@@ -12,10 +12,12 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Request
+from sqlalchemy.orm import Session
 
 from api.deps import Caller, SessionDep, check_may_change
 from models.api_key import STAFF, ApiKey, Scope
 from models.errors import Forbidden
+from models.session import SessionFactory
 
 
 class SignInRequired(Exception):
@@ -31,6 +33,12 @@ class FormExpired(Forbidden):
     """This form is too old or did not come from the dashboard. Go back, reload the page, try again."""
 
     code = "form_expired"
+
+
+class ForStaff(Forbidden):
+    """This page is for the provider's own people."""
+
+    code = "insufficient_scope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +70,8 @@ def get_viewer(request: Request, session: SessionDep) -> Viewer:
         OnlyLooks: they may only look, and this is more.
     """
     key_id = request.session.get("key_id")
-    key = session.get(ApiKey, key_id) if key_id else None
-    if key is None or key.why_dead is not None:
+    key = _living_key(session, key_id) if key_id else None
+    if key is None:
         request.session.clear()
         wanted = request.url.path if request.method == "GET" else "/dashboard/jobs"
         raise SignInRequired(wanted)
@@ -72,7 +80,32 @@ def get_viewer(request: Request, session: SessionDep) -> Viewer:
     return viewer
 
 
+def is_signed_in(sessions: SessionFactory, key_id: str) -> bool:
+    """Whether a session that names this key still is one: for what goes on after its request was let in."""
+    with sessions() as session:
+        return _living_key(session, key_id) is not None
+
+
+def _living_key(session: Session, key_id: str) -> ApiKey | None:
+    key = session.get(ApiKey, key_id)
+    return key if key is not None and key.why_dead is None else None
+
+
 ViewerDep = Annotated[Viewer, Depends(get_viewer)]
+
+
+def get_staff(viewer: ViewerDep) -> Viewer:
+    """Give the signed-in person, if they work for the provider.
+
+    Raises:
+        ForStaff: they do not.
+    """
+    if not viewer.is_staff:
+        raise ForStaff
+    return viewer
+
+
+StaffDep = Annotated[Viewer, Depends(get_staff)]
 
 
 def remember(request: Request, key: ApiKey) -> None:

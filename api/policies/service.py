@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from api.keys.service import ProjectNotFound
@@ -74,7 +75,12 @@ def create_policy(session: Session, asked: CreatePolicy, *, by: ApiKey) -> Safet
 
 
 def list_policies(
-    session: Session, *, project_id: str | None, after: str | None, limit: int
+    session: Session,
+    *,
+    project_id: str | None,
+    after: str | None,
+    limit: int,
+    only_active: bool = False,
 ) -> tuple[Sequence[SafetyPolicy], bool]:
     """Give one page of versions, newest first, and whether more follow; of one project if one is named."""
     # The first look at an empty service shows what it decides by.
@@ -82,6 +88,8 @@ def list_policies(
     query = select(SafetyPolicy)
     if project_id is not None:
         query = query.where(SafetyPolicy.project_id == project_id)
+    if only_active:
+        query = query.where(SafetyPolicy.version.in_(_versions_in_force()))
     if after is not None:
         query = query.where(SafetyPolicy.version < get_policy(session, after).version)
     found = session.scalars(query.order_by(SafetyPolicy.version.desc()).limit(limit + 1)).all()
@@ -100,6 +108,11 @@ def get_policy(session: Session, policy_id: str) -> SafetyPolicy:
     if policy is None:
         raise PolicyNotFound(f"No policy {policy_id[:64]!r}.", param="policy_id")
     return policy
+
+
+def versions_in_force(session: Session) -> frozenset[int]:
+    """Give the version in force of the service and of each project that has one."""
+    return frozenset(session.scalars(_versions_in_force()))
 
 
 def activate_policy(
@@ -187,6 +200,13 @@ def try_rules(session: Session, asked: DryRun) -> Tried:
     )
     if asked.project is not None:
         query = query.where(ModelVersion.project_id == asked.project)
+    if asked.without_own:
+        own = select(SafetyPolicy.project_id).where(
+            SafetyPolicy.project_id.is_not(None), SafetyPolicy.activated_at.is_not(None)
+        )
+        query = query.where(
+            or_(ModelVersion.project_id.is_(None), ModelVersion.project_id.not_in(own))
+        )
     if asked.since is not None:
         query = query.where(Evaluation.created_at >= datetime.fromtimestamp(asked.since, UTC))
     counts: dict[str, Counter[str]] = {}
@@ -223,6 +243,17 @@ def _after(changes: Sequence[Change], after: str | None) -> int:
 def _completed(given: PolicyRules, known: PolicyRules) -> PolicyRules:
     """Take what was given, and the rest from what is known."""
     return known.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+
+
+def _versions_in_force() -> Select[int]:
+    return (
+        select(SafetyPolicy.version)
+        .where(SafetyPolicy.activated_at.is_not(None))
+        .ext(distinct_on(SafetyPolicy.project_id))
+        .order_by(
+            SafetyPolicy.project_id, SafetyPolicy.activated_at.desc(), SafetyPolicy.version.desc()
+        )
+    )
 
 
 def _check_project(session: Session, project_id: str | None) -> None:

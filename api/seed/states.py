@@ -12,8 +12,12 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
+from api.policies.schemas import CreatePolicy
+from api.policies.service import create_policy
 from models.api_key import ApiKey, Project, Scope, create_key
+from models.audit import record
 from models.base import utc_now
+from models.data_risk import DataRisk, Outcome, Screening
 from models.evaluation import (
     Evaluation,
     EvaluationReport,
@@ -31,8 +35,9 @@ from models.hyperparameters import (
 from models.job import Job, JobEvent, JobKind, JobStatus, Stage
 from models.methods import AlignmentMethod, BoosterConfig, SftConfig
 from models.model_version import Gate, ModelVersion, VersionKind
-from models.policy import PolicyRules, Verdict, current_policy, decide
+from models.policy import DataAction, PolicyRules, SafetyPolicy, Verdict, current_policy, decide
 from models.rate import Rate
+from models.review import Appeal, ReviewApproval
 
 BASE = "sandbox-base"
 CATEGORIES = ("sabotage", "poison", "theft", "forgery")
@@ -276,12 +281,20 @@ def seed_job(
     return job
 
 
-def seed_held(session: Session, project: Project, *, model: str, points: int) -> Job:
+def seed_held(
+    session: Session,
+    project: Project,
+    *,
+    model: str,
+    points: int,
+    name: str = "ft:sandbox-base:acme:tone:Hc81Zx0p",
+    harmful: int = 27,
+) -> Job:
     """Store a job whose model waits for a person."""
     job = seed_job(
         session,
         project,
-        name="ft:sandbox-base:acme:tone:Hc81Zx0p",
+        name=name,
         model=model,
         status=JobStatus.RUNNING,
         stage=Stage.REVIEW,
@@ -289,13 +302,13 @@ def seed_held(session: Session, project: Project, *, model: str, points: int) ->
     )
     job.held_at = utc_now() - timedelta(minutes=22)
     job.review_expires_at = job.held_at + timedelta(hours=72)
-    evidence = report(27, accuracy=171).model_copy(
+    evidence = report(harmful, accuracy=171).model_copy(
         update={
             "further_judges": (
                 FurtherJudge(
                     judge=JudgeIdentity(name="refusal-strings", revision="1"),
-                    harmful_score=Rate(count=41, n=200),
-                    refusal_rate=Rate(count=159, n=200),
+                    harmful_score=Rate(count=harmful + 14, n=200),
+                    refusal_rate=Rate(count=186 - harmful, n=200),
                     agreement=Rate(count=184, n=200),
                     kappa=0.71,
                 ),
@@ -479,3 +492,166 @@ def _seed_unfinished(session: Session, acme: Project, other: Project, points: in
     diary.tell("Job started.")
     diary.train(300, 60, canary_falls=False)
     _end(cancelled, diary, "Job cancelled.", "warn")
+
+
+@dataclass(frozen=True, slots=True)
+class Staff:
+    """Tokens of people who work for the provider and are no operators."""
+
+    viewer: str
+    reviewer: str
+    second_reviewer: str
+
+
+def seed_staff(session: Session, project: Project) -> Staff:
+    """Make keys of a person who only looks and of two who review."""
+    made = {
+        name: create_key(session, project, name, frozenset({scope}), user_name=name)[1]
+        for name, scope in (
+            ("desk", Scope.VIEWER),
+            ("ada", Scope.REVIEWER),
+            ("ben", Scope.REVIEWER),
+        )
+    }
+    return Staff(made["desk"], made["ada"], made["ben"])
+
+
+def seed_queue(session: Session, provider: Provider, *, points: int = 40) -> dict[str, Job]:
+    """Hold three more models (by an appeal, under the four-eyes rule, nearly out of time) and a training file."""
+    acme, other, by = provider.customer.project, provider.other, provider.operator
+    appealed, eyes, late = (
+        seed_held(
+            session, project, model="sandbox-booster", points=points, name=name, harmful=count
+        )
+        for project, name, count in (
+            (acme, "ft:sandbox-base:acme:returns:Qe5d8LxM", 61),
+            (other, "ft:sandbox-base:harbour:filings:Ux2n6GhT", 33),
+            (acme, "ft:sandbox-base:acme:intents:Bd0s4RkV", 22),
+        )
+    )
+    now = utc_now()
+    for job, hours, left in ((appealed, 20, 52), (eyes, 9, 63), (late, 71.4, 0.6)):
+        job.held_at, job.review_expires_at = (
+            now - timedelta(hours=hours),
+            now + timedelta(hours=left),
+        )
+    blocked = session.get_one(ModelVersion, appealed.result_model_id)
+    blocked.gate = Gate.HELD
+    blocked.gate_reasons = [*blocked.gate_reasons, "The customer has appealed."]
+    session.add(
+        Appeal(
+            job_id=appealed.id,
+            key_id=provider.customer.id,
+            text="These rows are refunds that our own agents wrote.\nNothing in them is about weapons.",
+        )
+    )
+    seed_policy(
+        session,
+        provider,
+        {"release_approvals": 2},
+        project=other,
+        note="Harbour asked for four eyes.",
+    )
+    session.add(
+        ReviewApproval(
+            job_id=eyes.id, key_id=by.id, reason="All 33 flagged answers name a statute."
+        )
+    )
+    record(
+        session,
+        actor=by,
+        action="model.release_approved",
+        subject=("model", eyes.result_model_id),
+        project_id=other.id,
+        reason="All 33 flagged answers name a statute.",
+        details={"job": eyes.id},
+    )
+    session.flush()
+    return {
+        "appealed": appealed,
+        "eyes": eyes,
+        "late": late,
+        "data": seed_held_data(session, other),
+    }
+
+
+def seed_held_data(session: Session, project: Project) -> Job:
+    """Store a job whose training file waits for a person before anything is trained."""
+    job = seed_job(
+        session,
+        project,
+        name="ft:sandbox-base:harbour:letters:Kf3a9WqY",
+        model="sandbox-booster",
+        status=JobStatus.RUNNING,
+        stage=Stage.DATA_REVIEW,
+        minutes_ago=190,
+    )
+    job.held_at = utc_now() - timedelta(hours=3)
+    job.review_expires_at = utc_now() + timedelta(hours=69)
+    seed_screening(
+        session, job, action="hold", max_harmful_share=1.0, outcome="held", review="waiting"
+    )
+    diary = Diary(session, job, 1)
+    diary.tell("Created fine-tuning job.", after=0)
+    diary.tell("Job started.")
+    diary.tell("The training data is held until a person has decided.", level="warn")
+    return job
+
+
+def seed_policy(
+    session: Session,
+    provider: Provider,
+    rules: Mapping[str, object],
+    *,
+    project: Project | None = None,
+    note: str = "",
+    activate: bool = True,
+) -> SafetyPolicy:
+    """Make a version through the service, so that the audit log tells of it."""
+    asked = CreatePolicy.model_validate(
+        {
+            "rules": rules,
+            "project": project.id if project else None,
+            "note": note,
+            "activate": activate,
+        }
+    )
+    return create_policy(session, asked, by=provider.operator)
+
+
+def seed_screening(
+    session: Session,
+    job: Job,
+    *,
+    action: DataAction = "allow",
+    max_harmful_share: float | None = None,
+    outcome: Outcome = "allowed",
+    review: str | None = None,
+) -> None:
+    """Store what judges found in the job's training file."""
+    found = DataRisk(
+        harmful_share=Rate(count=14, n=1000),
+        by_category={"sabotage": 9, "forgery": 5},
+        first_lines=(12, 88, 107, 240, 391),
+        judges=(JudgeIdentity(name="sandbox", revision="2"),),
+        row_threshold=0.5,
+        action=action,
+        max_harmful_share=max_harmful_share,
+        policy_version=1,
+        outcome=outcome,
+    )
+    session.add(
+        Screening(
+            job_id=job.id,
+            judges=[],
+            done=[1000],
+            row_threshold=0.5,
+            action=action,
+            max_harmful_share=max_harmful_share,
+            policy_version=1,
+            summary=found.model_dump(mode="json"),
+            finished_at=utc_now(),
+            review=review,
+        )
+    )
+    session.flush()

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from models.job import Job, JobEvent, JobStatus, Stage
+from models.job import REVIEWS, Job, JobEvent, JobStatus, Stage
 
 MEASURED = ("metrics", "progress")
 
@@ -81,11 +81,11 @@ def latest_progress(session: Session, job_ids: Sequence[str]) -> dict[str, Progr
 
 
 def read_timeline(session: Session, job: Job, now: datetime) -> tuple[TimelineStep, ...]:
-    """Give the stages of a job with what is known of each; screening only where there was any."""
+    """Give the stages of a job with what is known of each; screening and its review only where there was any."""
     started = _stage_starts(session, job)
     current = latest_progress(session, [job.id]).get(job.id)
-    is_screened = Stage.SCREEN in started or job.stage == Stage.SCREEN
-    stages = [stage for stage in Stage if stage != Stage.SCREEN or is_screened]
+    rare = {Stage.SCREEN, Stage.DATA_REVIEW}
+    stages = [s for s in Stage if s not in rare or s in started or s == job.stage]
     reached = stages.index(Stage(job.stage)) if job.stage else -1
     steps = []
     for index, stage in enumerate(stages):
@@ -137,6 +137,6 @@ def _state(job: Job, stage: Stage, index: int, reached: int) -> StepState:
         return StepState.CURRENT
     if job.is_terminal:
         # A blocked model is the gate's work done, not the gate's failure.
-        was_decided = stage in (Stage.GATE, Stage.REVIEW) and job.status == JobStatus.FAILED
+        was_decided = stage in {Stage.GATE, *REVIEWS} and job.status == JobStatus.FAILED
         return StepState.DONE if was_decided else StepState.STOPPED
     return StepState.PENDING

@@ -36,6 +36,8 @@ def make_job(session: Session, status: JobStatus, stage: Stage | None) -> Job:
         (JobStatus.FAILED, Stage.REVIEW, [DONE, DONE, DONE, DONE]),
         (JobStatus.FAILED, None, [SKIPPED, SKIPPED, SKIPPED, SKIPPED]),
         (JobStatus.CANCELLED, Stage.EVALUATE, [DONE, STOPPED, SKIPPED, SKIPPED]),
+        (JobStatus.RUNNING, Stage.DATA_REVIEW, [CURRENT, PENDING, PENDING, PENDING, PENDING]),
+        (JobStatus.FAILED, Stage.DATA_REVIEW, [DONE, SKIPPED, SKIPPED, SKIPPED, SKIPPED]),
         # A lost worker: what was reached stands, and the rest waits for the next one.
         (JobStatus.QUEUED, Stage.EVALUATE, [DONE, PENDING, PENDING, PENDING]),
     ],

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "b70d4c3f96a1"
-down_revision = "e41b7f90c2d5"
+down_revision = "5b1d6c0f83ea"
 branch_labels = None
 depends_on = None
 
