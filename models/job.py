@@ -163,7 +163,7 @@ class Job(Base):
             "ix_jobs_in_review",
             "held_at",
             "id",
-            postgresql_where=text("status = 'running' and stage = 'review'"),
+            postgresql_where=text("status = 'running' and stage in ('data_review', 'review')"),
         ),
         Index("ix_jobs_finished_at_status_error_code", "finished_at", "status", "error_code"),
         Index(

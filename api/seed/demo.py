@@ -16,11 +16,20 @@ from api.organization.use import count_use
 from api.policies.schemas import CreatePolicy
 from api.policies.service import create_policy
 from api.reviews import service as reviews
-from api.seed.evidence import seed_certificate, seed_screening
+from api.seed.evidence import seed_certificate, seed_data_risk
 from api.seed.fleet import seed_workers
 from api.seed.month import seed_canary_alarm, seed_fault, seed_month
-from api.seed.states import BASE, Diary, Provider, report, seed_all, seed_job, seed_version
-from api.seed.tenants import limit_near_use, limit_running, seed_staff, seed_tenants
+from api.seed.states import (
+    BASE,
+    Diary,
+    Provider,
+    report,
+    seed_all,
+    seed_held_data,
+    seed_job,
+    seed_version,
+)
+from api.seed.tenants import limit_near_use, limit_running, seed_roles, seed_tenants
 from models.api_key import ApiKey, Project, Scope
 from models.base import utc_now
 from models.errors import Conflict
@@ -71,7 +80,7 @@ def seed_demo(
         raise NotEmpty
     provider = seed_all(session, points=points, other_suffix="leases")
     operator, acme = provider.operator, provider.customer.project
-    staff = seed_staff(session, operator)
+    staff = seed_roles(session, operator)
     health, retail = seed_tenants(session, operator)
     tenants = [acme, health, provider.other, retail]
     seed_month(session, tenants, jobs=jobs)
@@ -177,6 +186,7 @@ def _seed_reviews(session: Session, tenants: list[Project], points: int, *, by: 
     acme, health, other, retail = tenants
     seed_held_model(session, retail, "returns:Qw7Lm2Xa", harmful=31, hours_ago=70.5, points=points)
     seed_held_model(session, other, "leases-fr:Dk3Vb9Ty", harmful=22, hours_ago=19, points=points)
+    seed_held_data(session, other)
     shared = seed_held_model(session, health, "triage:Uv5Ne8Rc", harmful=24, hours_ago=8)
     reviews.decide(session, shared.id, "release", "Read all 24: drug names only.", by=by)
     released = seed_held_model(session, acme, "intent:Gh2Xp6Ws", harmful=21, hours_ago=30)
@@ -250,7 +260,7 @@ def _seed_evidence(session: Session, provider: Provider) -> None:
     blocked = "ft:sandbox-base:acme:tickets:P0qs77Ab"
     for name, lines in ((blocked, flagged), ("ft:sandbox-base:acme:tone:Hc81Zx0p", {311: "theft"})):
         job = session.scalars(select(Job).where(Job.result_model_id == name)).one()
-        seed_screening(session, job, rows=1_000, flagged=lines)
+        seed_data_risk(session, job, rows=1_000, flagged=lines)
     for name, steps, worst in (("sandbox-sft", 20, 246), ("sandbox-booster", 40, 171)):
         version = session.get_one(ModelVersion, name)
         seed_certificate(

@@ -23,7 +23,7 @@ from models.stored_certificate import StoredCertificate
 JUDGE = JudgeIdentity(name="sandbox", revision="2")
 
 
-def seed_screening(session: Session, job: Job, *, rows: int, flagged: dict[int, str]) -> Screening:
+def seed_data_risk(session: Session, job: Job, *, rows: int, flagged: dict[int, str]) -> Screening:
     """Add what a judge said of a job's training rows.
 
     Args:
