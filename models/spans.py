@@ -64,9 +64,15 @@ class Tracing:
         started_ns: int | None,
     ) -> Iterator[Span]:
         """Open a span and make it the current one for the block."""
+        below: context.Context | None = None
+        if parent:
+            below = self._propagator.extract({_HEADER: parent}, context.Context())
+        elif is_server:
+            # A connection that is kept hands its last request's context on to the next.
+            below = context.Context()
         span = self._tracer.start_span(
             name,
-            context=self._propagator.extract({_HEADER: parent}) if parent else None,
+            context=below,
             kind=api.SpanKind.SERVER if is_server else api.SpanKind.INTERNAL,
             attributes=dict(facts),
             start_time=started_ns,

@@ -96,8 +96,8 @@ def span(
     Args:
         name: of few kinds: ids are facts.
         facts: ids, kinds, states.
-        parent: the `traceparent` to go on from; none: from the current span.
-        is_server: whether it answers a request.
+        parent: the `traceparent` to go on from; none: from the current span, if there is one.
+        is_server: whether it answers a request; without a parent it begins a trace.
         started_ns: when it began, in Unix nanoseconds, if before now.
     """
     if _tracing is None:

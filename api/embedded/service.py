@@ -191,7 +191,7 @@ class EmbeddedService:
             *("uvicorn", "--factory", "api.app:create_app"),
             *("--host", self._host, "--port", str(self._port)),
             # Open event streams would keep a stop waiting for ever.
-            *("--timeout-graceful-shutdown", "2", "--no-server-header"),
+            *("--timeout-graceful-shutdown", "2", "--no-server-header", "--no-access-log"),
         ]
         worker = [
             *("celery", "--app", "worker.tasks", "worker", "--pool", "prefork"),

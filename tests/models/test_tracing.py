@@ -41,6 +41,15 @@ class TestOn:
         assert parent_of(found["job"]) == found["request"].context.span_id
         assert found["job"].start_time == 1
 
+    def test_a_request_begins_a_trace_whatever_its_connection_served_before(
+        self, traces: Traces
+    ) -> None:
+        with tracing.span("earlier", is_server=True), tracing.span("request", is_server=True):
+            pass
+        found = traces.ended()
+        assert found["request"].parent is None
+        assert found["request"].context.trace_id != found["earlier"].context.trace_id
+
     @pytest.mark.parametrize("header", [None, "", "nonsense", "00-0-0-00"])
     def test_a_header_that_is_none_begins_a_trace(self, traces: Traces, header: str | None) -> None:
         with tracing.span("job", parent=header):
