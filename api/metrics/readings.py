@@ -14,12 +14,12 @@ from itertools import accumulate, product
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeHistogramMetricFamily, GaugeMetricFamily
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
 from models.evaluation import Evaluation
-from models.job import TERMINAL, Job, JobKind, JobStatus
+from models.job import TERMINAL, Job, JobKind, JobStatus, awaiting_review
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.project import Priority, Project
 from models.webhook import DeliveryStatus, WebhookDelivery, WebhookEndpoint
@@ -76,9 +76,7 @@ def _earliest(moments: Iterable[datetime | None]) -> datetime | None:
 
 
 def _jobs(session: Session, now: datetime) -> Iterator[Metric]:
-    # A running job without a lease is no worker's: it waits for a person.
-    is_review = and_(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None))
-    state = case((is_review, "review"), else_=Job.status).label("state")
+    state = case((awaiting_review(), "review"), else_=Job.status).label("state")
     stage = func.coalesce(Job.stage, "").label("stage")
     found = session.execute(
         select(

@@ -54,12 +54,14 @@ class TestJobs:
             lease_expires_at=utc_now() + HOUR,
         )
         place.held(project, aligned)
+        place.job(project, aligned, status=JobStatus.RUNNING, stage=Stage.DATA_REVIEW)
         place.job(project, aligned, kind=JobKind.ALIGN, status=JobStatus.PAUSED, stage=Stage.TRAIN)
         place.job(project, aligned, status=JobStatus.FAILED, finished_at=utc_now())
         told = read(place.session)["titer_jobs"]
         assert sorted((tuple(labels.values()), value) for labels, value in told) == [
             (("align", "paused", "train"), 1),
             (("finetune", "queued", ""), 2),
+            (("finetune", "review", "data_review"), 1),
             (("finetune", "review", "review"), 1),
             (("finetune", "running", "train"), 1),
         ]
