@@ -16,11 +16,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from models.tracing import Fact, Span
 
 _HEADER = "traceparent"
+#: For all tries of one batch. A process that stops waits as long for a collector that is away, and no longer.
+SEND_SECONDS = 3.0
 
 
 def exporter_to(endpoint: str) -> SpanExporter:
-    """Make what sends spans to a collector; headers and timeouts are read from `OTEL_*` by the library."""
-    return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+    """Make what sends spans to a collector; headers and certificates are read from `OTEL_*` by the library."""
+    return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=SEND_SECONDS)
 
 
 class _Open:

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate, product
+from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeHistogramMetricFamily, GaugeMetricFamily
-from sqlalchemy import case, func, select
+from sqlalchemy import Row, case, func, select
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
@@ -40,7 +41,9 @@ Values = Mapping[tuple[str, ...], float]
 def read_all(session: Session) -> Iterator[Metric]:
     """Read every metric that comes from the database."""
     now = utc_now()
-    yield from _jobs(session, now)
+    open_jobs = _open_jobs(session)
+    yield from _jobs(session, open_jobs, now)
+    yield from _reviews([row for row in open_jobs if row.state == "review"], now)
     yield from _queue(session, now)
     yield from _workers(session, now)
     yield from _decisions(session, now)
@@ -75,10 +78,10 @@ def _earliest(moments: Iterable[datetime | None]) -> datetime | None:
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _jobs(session: Session, now: datetime) -> Iterator[Metric]:
+def _open_jobs(session: Session) -> Sequence[Row[Any]]:
     state = case((awaiting_review(), "review"), else_=Job.status).label("state")
     stage = func.coalesce(Job.stage, "").label("stage")
-    found = session.execute(
+    return session.execute(
         select(
             Job.kind,
             state,
@@ -92,6 +95,9 @@ def _jobs(session: Session, now: datetime) -> Iterator[Metric]:
         .where(Job.finished_at.is_(None))
         .group_by(Job.kind, state, stage)
     ).all()
+
+
+def _jobs(session: Session, open_jobs: Sequence[Row[Any]], now: datetime) -> Iterator[Metric]:
     ended = session.execute(
         select(
             Job.kind,
@@ -103,13 +109,13 @@ def _jobs(session: Session, now: datetime) -> Iterator[Metric]:
         .group_by(Job.kind, Job.status)
     ).all()
     lost: Counter[tuple[str, ...]] = Counter()
-    for row in (*found, *ended):
+    for row in (*open_jobs, *ended):
         lost[(row.kind,)] += row.lost
     yield _gauges(
         "titer_jobs",
         "Jobs that have not ended, by kind, state and the stage that they are in or were last.",
         ("kind", "state", "stage"),
-        {(row.kind, row.state, row.stage): row.jobs for row in found},
+        {(row.kind, row.state, row.stage): row.jobs for row in open_jobs},
     )
     yield _gauges(
         "titer_jobs_ended_last_day",
@@ -128,9 +134,11 @@ def _jobs(session: Session, now: datetime) -> Iterator[Metric]:
     yield gauge(
         "titer_lease_overdue_seconds",
         "For how long a lease has been over without the sweeper's taking it back; 0 when none is.",
-        _age(_earliest(row.lease for row in found), now),
+        _age(_earliest(row.lease for row in open_jobs), now),
     )
-    held = [row for row in found if row.state == "review"]
+
+
+def _reviews(held: Sequence[Row[Any]], now: datetime) -> Iterator[Metric]:
     yield gauge(
         "titer_review_jobs",
         "Jobs that wait for a person to decide on what was held.",
@@ -257,10 +265,8 @@ def _decisions(session: Session, now: datetime) -> Iterator[Metric]:
         .group_by(ModelVersion.root_id, ModelVersion.kind, Evaluation.gate, bucket)
     ).all()
     decided: Counter[tuple[str, ...]] = Counter()
-    by_base: Counter[str] = Counter()
     for row in rows:
         decided[(row.kind, row.gate)] += row.decisions
-        by_base[row.root_id] += row.decisions
     yield _gauges(
         "titer_gate_decisions_last_day",
         "The gate's decisions within 24 hours, by the model's kind and the verdict.",
@@ -268,6 +274,13 @@ def _decisions(session: Session, now: datetime) -> Iterator[Metric]:
         decided,
         product((VersionKind.ALIGNED, VersionKind.TUNED), Gate),
     )
+    yield _scores(rows)
+
+
+def _scores(rows: Sequence[Row[Any]]) -> Metric:
+    by_base: Counter[str] = Counter()
+    for row in rows:
+        by_base[row.root_id] += row.decisions
     scores = GaugeHistogramMetricFamily(
         "titer_harmful_score_percent",
         "Harmful scores that the gate decided on within 24 hours, by base.",
@@ -285,7 +298,7 @@ def _decisions(session: Session, now: datetime) -> Iterator[Metric]:
         upto = list(accumulate(in_bucket))
         buckets = [(str(float(end)), n) for end, n in zip(SCORE_BUCKETS, upto, strict=True)]
         scores.add_metric((base,), [*buckets, ("+Inf", upto[-1])], sums[base])
-    yield scores
+    return scores
 
 
 def _webhooks(session: Session, now: datetime) -> Iterator[Metric]:
