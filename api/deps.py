@@ -129,7 +129,8 @@ def transaction(
         actions = session.info.pop(_AFTERWARDS, [])
     if job_ids:
         with tracing.span("enqueue", {"titer.job.ids": ",".join(job_ids)}):
-            ring(sessions, doorbell, job_ids)
+            # The one line that has both the request's id and the job's.
+            log.info("doorbell_rung", job_ids=job_ids, heard=ring(sessions, doorbell, job_ids))
     for action in actions:
         try:
             action()

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import LogCapture
 
 from models.model_version import ModelVersion
-from tests.api.conftest import Tenant
+from tests.api.conftest import Tenant, upload
 
 Lines = list[MutableMapping[str, Any]]
 
@@ -49,7 +49,7 @@ def test_who_has_no_key_is_not_named(anonymous: TestClient, lines: Lines) -> Non
 
 
 def test_lines_from_within_name_the_request(
-    customer: Tenant, aligned: ModelVersion, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    customer: Tenant, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*_: object) -> None:
         # In the thread that runs the endpoint, which has a context of its own.
@@ -60,6 +60,16 @@ def test_lines_from_within_name_the_request(
     answer = customer.client.get("/v1/files")
     assert [line["event"] for line in lines] == ["within", "request_failed", "request"]
     assert {line["request_id"] for line in lines} == {answer.headers["x-request-id"]}
+
+
+def test_one_line_leads_from_the_request_to_its_job(
+    customer: Tenant, aligned: ModelVersion, lines: Lines
+) -> None:
+    body = {"model": aligned.id, "training_file": upload(customer)}
+    answer = customer.client.post("/v1/fine_tuning/jobs", json=body)
+    (line,) = [line for line in lines if line["event"] == "doorbell_rung"]
+    assert line["request_id"] == answer.headers["x-request-id"]
+    assert (line["job_ids"], line["heard"]) == ([answer.json()["id"]], 1)
 
 
 def test_what_machines_ask_all_day_is_for_those_who_debug(
