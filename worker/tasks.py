@@ -65,12 +65,16 @@ def _die_with_parent(**_: Any) -> None:
 
 @worker_process_init.connect
 def _begin_to_speak(**_: Any) -> None:
+    _presence().start()
+
+
+@worker_process_init.connect
+def _let_be_watched(**_: Any) -> None:
     # In the pool's child: threads do not survive the fork.
     configure_tracing(settings.otel_exporter_otlp_endpoint, service="titer-worker")
     token = settings.metrics_token.get_secret_value()
     if settings.metrics_port and token:
         serve_metrics(host=settings.metrics_host, port=settings.metrics_port, token=token)
-    _presence().start()
 
 
 @worker_process_shutdown.connect
