@@ -30,7 +30,7 @@ def upgrade() -> None:
         "ix_jobs_in_review",
         "jobs",
         ["held_at", "id"],
-        postgresql_where=sa.text("status = 'running' and stage = 'review'"),
+        postgresql_where=sa.text("status = 'running' and stage in ('data_review', 'review')"),
     )
     op.create_index(
         "ix_jobs_finished_at_status_error_code", "jobs", ["finished_at", "status", "error_code"]

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from api.dashboard.measures import Measure, harmful_score
 from api.registry.safety import latest_evaluations
+from api.reviews.service import held_data
 from models.api_key import Project
 from models.base import utc_now
-from models.job import Job, JobStatus, Stage
+from models.job import Job, awaiting_review
 from models.model_version import CANARY_FELL, ModelVersion
 from models.policy import current_policy
 from models.review import Appeal
@@ -93,19 +94,18 @@ class Faults:
 
 def read_held(session: Session) -> Held:
     """Read the review queue's head."""
-    in_review = (Job.status == JobStatus.RUNNING, Job.stage == Stage.REVIEW)
     rows = session.execute(
         select(Job, Project.name, ModelVersion, Appeal.created_at)
         .join(Project, Project.id == Job.project_id)
         .outerjoin(ModelVersion, ModelVersion.job_id == Job.id)
         .outerjoin(Appeal, (Appeal.job_id == Job.id) & Appeal.outcome.is_(None))
-        .where(*in_review)
+        .where(awaiting_review())
         .order_by(Job.held_at, Job.id)
         .limit(MAX_HELD_SHOWN)
     ).all()
     total, appeals = session.execute(
         select(
-            select(func.count()).select_from(Job).where(*in_review).scalar_subquery(),
+            select(func.count()).select_from(Job).where(awaiting_review()).scalar_subquery(),
             select(func.count())
             .select_from(Appeal)
             .where(Appeal.outcome.is_(None))
@@ -113,11 +113,15 @@ def read_held(session: Session) -> Held:
         )
     ).one()
     found = latest_evaluations(session, [version.id for _, _, version, _ in rows if version])
+    data = held_data(session, [job for job, _, version, _ in rows if version is None])
     rules = current_policy(session).parsed()
     lines = []
     for job, project_name, version, appealed_at in rows:
         evaluation = found.get(version.id) if version is not None else None
+        risk = data[job.id].parsed() if job.id in data else None
         reasons = tuple(version.gate_reasons) if version is not None else ()
+        if risk is not None:
+            reasons = (risk.found, risk.limit)
         measure = harmful_score(evaluation, rules) if evaluation is not None else None
         lines.append(HeldLine(job, project_name, reasons, measure, appealed_at))
     return Held(tuple(lines), total, appeals)
