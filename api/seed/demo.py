@@ -19,7 +19,7 @@ from api.reviews import service as reviews
 from api.seed.evidence import seed_certificate, seed_screening
 from api.seed.fleet import seed_workers
 from api.seed.month import seed_canary_alarm, seed_fault, seed_month
-from api.seed.states import Diary, Provider, report, seed_all, seed_job, seed_version
+from api.seed.states import BASE, Diary, Provider, report, seed_all, seed_job, seed_version
 from api.seed.tenants import limit_near_use, limit_running, seed_staff, seed_tenants
 from models.api_key import ApiKey, Project, Scope
 from models.base import utc_now
@@ -31,9 +31,15 @@ from models.webhook import WebhookEndpoint, WebhookEventType
 
 
 class NotEmpty(Conflict):
-    """The database has jobs already."""
+    """The database has jobs already; made-up ones would stand among them. `--anyway` adds them."""
 
     code = "not_empty"
+
+
+class FilledAlready(Conflict):
+    """The database was filled with made-up data before, which can be had once."""
+
+    code = "filled_already"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +63,12 @@ def seed_demo(
 
     Raises:
         NotEmpty: there are jobs.
+        FilledAlready: there are these.
     """
+    if session.get(ModelVersion, BASE) is not None:
+        raise FilledAlready
     if not anyway and session.scalar(select(exists().where(Job.id.is_not(None)))):
-        raise NotEmpty("The database has jobs already; made-up ones would stand among them.")
+        raise NotEmpty
     provider = seed_all(session, points=points, other_suffix="leases")
     operator, acme = provider.operator, provider.customer.project
     staff = seed_staff(session, operator)

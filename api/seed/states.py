@@ -39,6 +39,7 @@ from models.policy import DataAction, PolicyRules, SafetyPolicy, Verdict, curren
 from models.rate import Rate
 from models.review import Appeal, ReviewApproval
 
+BASE = "sandbox-base"
 CATEGORIES = ("sabotage", "poison", "theft", "forgery")
 HOSTILE_NAME = "<script>alert(1)</script>"
 
@@ -70,9 +71,9 @@ def seed_keys(session: Session) -> Provider:
 def seed_base(session: Session) -> ModelVersion:
     """Register the base that everything is made from."""
     base = ModelVersion(
-        id="sandbox-base",
+        id=BASE,
         kind=VersionKind.BASE,
-        root_id="sandbox-base",
+        root_id=BASE,
         source={"folder": "/srv/models/sandbox-base"},
         safety_prefix="safety/1f3a",
         created_at=utc_now() - timedelta(days=3),
@@ -122,7 +123,7 @@ def seed_version(
         gate_reasons=list(verdict.reasons),
         project_id=None if is_aligned else job.project_id,
         parent_id=job.model_id,
-        root_id="sandbox-base",
+        root_id=BASE,
         job_id=job.id,
         source={"prefix": f"models/{job.id}"},
         safety_prefix="safety/1f3a",
@@ -364,7 +365,7 @@ def _seed_aligned(session: Session, operators: Project, points: int) -> None:
             session,
             operators,
             name=name,
-            model="sandbox-base",
+            model=BASE,
             status=JobStatus.SUCCEEDED,
             stage=Stage.GATE,
             minutes_ago=minutes,
