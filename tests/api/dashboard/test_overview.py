@@ -115,7 +115,7 @@ class TestWhoMaySee:
         client = sign_in(provider.customer_token)
         answer = client.get(ADDRESS)
         assert answer.status_code == 403
-        assert "for the provider's own people" in answer.text
+        assert "own people." in answer.text
         assert ADDRESS not in client.get("/dashboard/jobs").text
 
     def test_nobody_who_has_not_signed_in(self, provider: Provider, visitor: TestClient) -> None:
