@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from importlib import import_module
 
 import pytest
 from fastapi import FastAPI
@@ -22,6 +23,7 @@ from api.seed.month import seed_canary_alarm, seed_fault
 from api.seed.states import Provider, report, seed_all, seed_held_data, seed_job, seed_version
 from models.api_key import Scope, create_key
 from models.base import utc_now
+from models.errors import DomainError
 from models.job import Job, JobStatus, Stage
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
@@ -283,6 +285,18 @@ class TestAlerts:
         session.commit()
         alerts = section(html_of(operator_page), "alerts")
         assert "2 more failed by our fault in the last day" in alerts
+
+    @pytest.mark.long
+    def test_faults_of_ours_are_codes_that_jobs_fail_with(self) -> None:
+        # Where they are defined; what the worker says of the unexpected, and the sweeper of the lost, are no classes.
+        for module in ("base_models", "judgement", "lora"):
+            import_module(f"worker.{module}")
+        known, found = [DomainError], {"internal_error", "worker_lost"}
+        while known:
+            kind = known.pop()
+            found.add(kind.code)
+            known += kind.__subclasses__()
+        assert set(attention.OUR_FAULTS) <= found
 
     def test_silent_workers_but_not_those_that_said_goodbye(
         self, operator_page: TestClient
