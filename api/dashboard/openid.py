@@ -53,13 +53,13 @@ class ProviderUnavailable(DomainError):
 
 
 class NotBegun(Forbidden):
-    """This sign-in was not begun here, or too long ago. Go to the sign-in page and try again."""
+    """This sign-in was not begun here, or too long ago. Try again."""
 
     code = "sign_in_not_begun"
 
 
 class SignInRefused(Forbidden):
-    """The sign-in service did not vouch for you. Go to the sign-in page and try again."""
+    """The sign-in service did not vouch for you. Try again."""
 
     code = "sign_in_refused"
 

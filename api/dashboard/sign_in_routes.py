@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Request
 from starlette.responses import RedirectResponse, Response
 
-from api.dashboard.openid import NoRole, OpenId
-from api.dashboard.pages import render, render_error, sections
+from api.dashboard.openid import NoRole, OpenId, ProviderUnavailable
+from api.dashboard.pages import render, sections
 from api.dashboard.viewer import CheckedForm, ViewerDep, csrf_token, remember
 from api.deps import SessionDep, SettingsDep
 from api.keys import people
 from api.keys.people import Person
 from models.api_key import find_key
-from models.errors import NotFound, Unauthorized
+from models.errors import DomainError, NotFound, Unauthorized
 
 router = APIRouter()
 HOME = "/dashboard/"
@@ -44,7 +44,7 @@ def sign_in(
         key = find_key(session, api_key.strip())
     except Unauthorized:
         problem = "This API key is unknown, has expired or was revoked."
-        return _show_form(request, next, problem=problem, status_code=401)
+        return _show_form(request, next, problem, status_code=401, is_key_wrong=True)
     remember(request, key)
     return RedirectResponse(_own_page(next), status_code=303)
 
@@ -67,14 +67,18 @@ OpenIdDep = Annotated[OpenId, Depends(get_openid)]
 @router.get("/login/openid")
 async def begin_elsewhere(request: Request, openid: OpenIdDep, next: str = HOME) -> Response:
     """Lead to the provider."""
-    return RedirectResponse(await openid.begin(request, _own_page(next)), status_code=303)
+    next = _own_page(next)
+    try:
+        return RedirectResponse(await openid.begin(request, next), status_code=303)
+    except ProviderUnavailable as error:
+        return _show_form(request, next, error.message, status_code=error.status_code)
 
 
-async def come_back(request: Request, openid: OpenIdDep) -> tuple[Person, str] | NoRole:
+async def come_back(request: Request, openid: OpenIdDep) -> tuple[Person, str] | DomainError:
     """Ask the provider who came back, before any connection to the database is taken."""
     try:
         return await openid.finish(request)
-    except NoRole as refusal:
+    except DomainError as refusal:
         return refusal
 
 
@@ -83,17 +87,20 @@ def enter_from_elsewhere(
     request: Request,
     session: SessionDep,
     settings: SettingsDep,
-    came: Annotated[tuple[Person, str] | NoRole, Depends(come_back)],
+    came: Annotated[tuple[Person, str] | DomainError, Depends(come_back)],
 ) -> Response:
     """Sign in whoever the provider vouches for, if they have a role here."""
-    if isinstance(came, NoRole):
-        # Not raised: what they still have open ends with this transaction.
-        people.shut_out(session, came.identity)
-        return render_error(request, came.status_code, came.message)
+    if isinstance(came, DomainError):
+        if isinstance(came, NoRole):
+            people.shut_out(session, came.identity)
+        return _show_form(request, HOME, came.message, status_code=came.status_code)
     person, next = came
-    key = people.enter(
-        session, person, project=settings.oidc_project, seconds=settings.oidc_session_seconds
-    )
+    try:
+        key = people.enter(
+            session, person, project=settings.oidc_project, seconds=settings.oidc_session_seconds
+        )
+    except people.AccessRevoked as error:
+        return _show_form(request, HOME, error.message, status_code=error.status_code)
     remember(request, key)
     return RedirectResponse(_own_page(next), status_code=303)
 
@@ -106,7 +113,12 @@ def sign_out(request: Request) -> Response:
 
 
 def _show_form(
-    request: Request, next: str, *, problem: str | None = None, status_code: int = 200
+    request: Request,
+    next: str,
+    problem: str | None = None,
+    *,
+    status_code: int = 200,
+    is_key_wrong: bool = False,
 ) -> Response:
     openid: OpenId | None = request.app.state.openid
     return render(
@@ -116,6 +128,7 @@ def _show_form(
         csrf=csrf_token(request),
         next=_own_page(next),
         problem=problem,
+        is_key_wrong=is_key_wrong,
         elsewhere=openid.name if openid else None,
     )
 
