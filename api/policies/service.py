@@ -16,14 +16,19 @@ from api.policies.schemas import CreatePolicy, DryRun
 from models.api_key import ApiKey, Project
 from models.audit import hash_content, record
 from models.base import utc_now
+from models.data_risk import Screening, count_flagged, decide_on_rows
 from models.errors import Conflict, DomainError, NotFound
 from models.evaluation import Evaluation
+from models.job import Job
 from models.model_version import ModelVersion
 from models.policy import PolicyRules, SafetyPolicy, active_policy, current_policy, decide
+from models.rate import Rate
 
 PREFIX = "policy-"
 #: Newest evaluations that a dry run decides on.
 MAX_EVALUATIONS = 5_000
+#: Newest screenings that it decides on.
+MAX_SCREENINGS = 5_000
 
 
 class PolicyNotFound(NotFound):
@@ -162,6 +167,8 @@ class Tried:
     changes: int
     page: list[Change]
     has_more: bool
+    #: Of training files, what was made of each then, and what would be now.
+    data_counts: dict[str, Counter[str]]
 
 
 def try_rules(session: Session, asked: DryRun) -> Tried:
@@ -208,7 +215,32 @@ def try_rules(session: Session, asked: DryRun) -> Tried:
         changes=len(changes),
         page=changes[start_at:end],
         has_more=len(changes) > end,
+        data_counts=_try_on_rows(session, asked, rules),
     )
+
+
+def _try_on_rows(session: Session, asked: DryRun, rules: PolicyRules) -> dict[str, Counter[str]]:
+    query = (
+        select(Screening)
+        .join(Job, Job.id == Screening.job_id)
+        .where(Screening.finished_at.is_not(None))
+        .order_by(Screening.finished_at.desc(), Screening.job_id)
+        .limit(MAX_SCREENINGS)
+    )
+    if asked.project is not None:
+        query = query.where(Job.project_id == asked.project)
+    if asked.since is not None:
+        query = query.where(Screening.finished_at >= datetime.fromtimestamp(asked.since, UTC))
+    risks = {screening.job_id: screening.parsed() for screening in session.scalars(query)}
+    flagged = count_flagged(session, risks.keys(), row_threshold=rules.row_threshold)
+    counts: dict[str, Counter[str]] = {}
+    for job_id, risk in risks.items():
+        if risk is None:
+            continue
+        share = Rate(count=flagged.get(job_id, 0), n=risk.harmful_share.n)
+        now = decide_on_rows(share, rules.data_action, rules.max_harmful_share)
+        counts.setdefault(risk.outcome, Counter())[now] += 1
+    return counts
 
 
 def _after(changes: Sequence[Change], after: str | None) -> int:
