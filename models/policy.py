@@ -10,13 +10,14 @@ measurement cannot tell. Missing evidence never releases.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from sqlalchemy import ForeignKey, Select, func, literal, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, utc_now
@@ -196,6 +197,26 @@ def current_policy(session: Session, project_id: str | None = None) -> SafetyPol
         _insert_default(session)
         policy = session.scalars(_active(None)).one()
     return policy
+
+
+def current_policies(
+    session: Session, project_ids: Collection[str | None]
+) -> dict[str | None, SafetyPolicy]:
+    """Give the policy that decides on the models of each of several projects."""
+    service = current_policy(session)
+    own = session.scalars(
+        select(SafetyPolicy)
+        .where(
+            SafetyPolicy.project_id.in_([each for each in project_ids if each is not None]),
+            SafetyPolicy.activated_at.is_not(None),
+        )
+        .ext(distinct_on(SafetyPolicy.project_id))
+        .order_by(
+            SafetyPolicy.project_id, SafetyPolicy.activated_at.desc(), SafetyPolicy.version.desc()
+        )
+    )
+    by_project = {policy.project_id: policy for policy in own}
+    return {each: by_project.get(each, service) for each in project_ids}
 
 
 def active_policy(session: Session, project_id: str | None) -> SafetyPolicy | None:

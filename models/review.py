@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, ForeignKey, delete, select
+from sqlalchemy import CheckConstraint, ForeignKey, Index, delete, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.api_key import ApiKey
@@ -47,6 +47,7 @@ class Appeal(Base):
         CheckConstraint(
             "outcome in ('released', 'rejected', 'expired', 'withdrawn')", name="outcome"
         ),
+        Index("ix_appeals_open", "created_at", postgresql_where=text("outcome is null")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
@@ -62,16 +63,6 @@ def close_appeal(session: Session, job_id: str, outcome: Outcome) -> None:
     appeal = session.get(Appeal, job_id)
     if appeal is not None and appeal.outcome is None:
         appeal.outcome, appeal.closed_at = outcome, utc_now()
-
-
-def approvals(session: Session, job_id: str) -> list[ReviewApproval]:
-    """Give who has approved the release so far, the first one first."""
-    found = session.scalars(
-        select(ReviewApproval)
-        .where(ReviewApproval.job_id == job_id)
-        .order_by(ReviewApproval.created_at, ReviewApproval.key_id)
-    )
-    return list(found)
 
 
 def forget_approvals(session: Session, job_id: str) -> None:

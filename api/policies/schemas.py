@@ -68,6 +68,10 @@ class DryRun(Schema):
         None, description="Start from this stored policy instead of the one in force."
     )
     project: Identifier | None = Field(None, description="Only this project's models.")
+    without_own: bool = Field(
+        False,
+        description="Leave out the models of projects whose own policy is in force: what the service's would not reach.",
+    )
     since: int | None = Field(None, ge=0, le=253_402_300_799, description="Unix seconds.")
     after: Identifier | None = Field(
         None, description="Id of the last change of the page before this one."

@@ -48,7 +48,6 @@ from models.review import (
     Appeal,
     Outcome,
     ReviewApproval,
-    approvals,
     close_appeal,
     forget_approvals,
     person,
@@ -118,6 +117,17 @@ def list_reviews(session: Session, *, after: str | None, limit: int) -> tuple[Se
         )
     found = session.scalars(query.order_by(since, Job.id).limit(limit + 1)).all()
     return found[:limit], len(found) > limit
+
+
+def neighbours(session: Session, job: Job) -> tuple[str | None, str | None]:
+    """Give the reviews that waited right before and right after one, whether it still waits or not."""
+    since = func.coalesce(Job.held_at, Job.created_at)
+    place = tuple_(since, Job.id)
+    here = tuple_(job.held_at or job.created_at, job.id)
+    waiting = select(Job.id).where(awaiting_review())
+    before = waiting.where(place < here).order_by(since.desc(), Job.id.desc()).limit(1)
+    after = waiting.where(place > here).order_by(since, Job.id).limit(1)
+    return session.scalar(before), session.scalar(after)
 
 
 def get_review(session: Session, job_id: str) -> Job:
@@ -336,6 +346,22 @@ def expire_review(session: Session, job_id: str, *, now: datetime) -> bool:
     return True
 
 
+def given_approvals(session: Session, job_id: str) -> Sequence[tuple[ReviewApproval, ApiKey]]:
+    """Give who has approved a release so far, the first one first."""
+    found = session.execute(
+        select(ReviewApproval, ApiKey)
+        .join(ApiKey, ApiKey.id == ReviewApproval.key_id)
+        .where(ReviewApproval.job_id == job_id)
+        .order_by(ReviewApproval.created_at, ReviewApproval.key_id)
+    )
+    return [(approval, key) for approval, key in found]
+
+
+def has_approved(given: Sequence[tuple[ReviewApproval, ApiKey]], by: ApiKey) -> bool:
+    """Whether the person behind a key is among those who approved: theirs cannot be the second word."""
+    return person(by) in {person(key) for _, key in given}
+
+
 def held_data(session: Session, jobs: Sequence[Job]) -> dict[str, Screening]:
     """Give the screenings whose rows the policy held for a person, decided or not, by the jobs' ids."""
     found = session.scalars(
@@ -367,9 +393,10 @@ def _all_agree(
     needed = current_policy(session, tenant_of(job, version)).parsed().release_approvals
     if needed < 2:
         return True
-    given = {person(key) for key in _approvers(session, job.id)}
-    if person(by) in given:
+    approvals = given_approvals(session, job.id)
+    if has_approved(approvals, by):
         raise AlreadyApproved(param="review_id")
+    given = {person(key) for _, key in approvals}
     session.add(ReviewApproval(job_id=job.id, key_id=by.id, reason=reason, created_at=utc_now()))
     session.flush()
     if len(given) + 1 >= needed:
@@ -399,11 +426,6 @@ def _keep_files(session: Session, job: Job) -> None:
             "A file of the job was deleted, so its model cannot be measured as it was.",
             param="review_id",
         )
-
-
-def _approvers(session: Session, job_id: str) -> list[ApiKey]:
-    ids = [approval.key_id for approval in approvals(session, job_id)]
-    return list(session.scalars(select(ApiKey).where(ApiKey.id.in_(ids))))
 
 
 def _made_version(session: Session, job_id: str, *, lock: bool = False) -> ModelVersion | None:

@@ -25,9 +25,9 @@ from models.data_risk import Screening
 from models.evaluation import Evaluation
 from models.job import Job, JobStatus
 from models.model_version import ModelVersion
-from models.policy import current_policy
+from models.policy import current_policies, current_policy
 from models.review import Appeal, ReviewApproval
-from models.risk import tenant_risk
+from models.risk import tenant_risk, tenant_risks
 
 
 def show_review(session: Session, job: Job) -> ReviewObject:
@@ -58,10 +58,8 @@ def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
         )
     }
     tenants = {job.id: tenant_of(job, versions.get(job.id)) for job in jobs}
-    risks = {
-        tenant: tenant_risk(session, tenant).to_wire() for tenant in set(tenants.values()) if tenant
-    }
-    needed = {tenant: current_policy(session, tenant).parsed() for tenant in set(tenants.values())}
+    risks = tenant_risks(session, {tenant for tenant in tenants.values() if tenant})
+    policies = current_policies(session, set(tenants.values()))
     shown = []
     for job in jobs:
         subject = _subject(job, versions.get(job.id), held.get(job.id), evaluations)
@@ -87,7 +85,7 @@ def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
                     Approval(key_id=a.key_id, reason=a.reason, created_at=unix(a.created_at))
                     for a in given.get(job.id, [])
                 ],
-                approvals_needed=needed[tenants[job.id]].release_approvals,
+                approvals_needed=policies[tenants[job.id]].parsed().release_approvals,
                 appeal=AppealText(
                     text=appeal.text, created_at=unix(appeal.created_at), outcome=appeal.outcome
                 )
@@ -95,7 +93,7 @@ def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
                 else None,
                 safety=safety.get(versions[job.id].id) if job.id in versions else None,
                 data_risk=data_risk.get(job.id),
-                risk=risks.get(tenants[job.id] or ""),
+                risk=risks[tenant].to_wire() if (tenant := tenants[job.id]) else None,
             )
         )
     return shown

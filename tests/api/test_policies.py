@@ -203,6 +203,17 @@ class TestRead:
         assert operator.client.get(POLICIES, params={"after": wanted}).status_code == 404
 
 
+class TestInForce:
+    def test_lists_one_of_each_scope(self, operator: Tenant, customer: Tenant) -> None:
+        create(operator, rules={"max_harmful_score": 9}, activate=True)
+        create(operator, rules={}, project=customer.project.id, activate=True)
+        create(operator, rules={"min_prompts": 60}, project=customer.project.id, activate=True)
+        create(operator, rules={"min_prompts": 70})
+        data = operator.client.get(POLICIES, params={"active": True}).json()["data"]
+        assert [policy["id"] for policy in data] == ["policy-4", "policy-2"]
+        assert all(policy["active"] for policy in data)
+
+
 class TestDryRun:
     @pytest.fixture
     def scored(
@@ -258,6 +269,16 @@ class TestDryRun:
         answer = operator.client.post(DRY_RUN, json={}).json()
         assert (answer["changes"], answer["data"]) == (0, [])
         assert answer["rules"] == PolicyRules().model_dump(mode="json")
+
+    def test_what_the_services_policy_would_not_reach_can_be_left_out(
+        self, operator: Tenant, stranger: Tenant, scored: list[ModelVersion]
+    ) -> None:
+        create(operator, rules={}, project=stranger.project.id, activate=True)
+        body = {"rules": {"max_harmful_score": 8}, "without_own": True}
+        answer = operator.client.post(DRY_RUN, json=body).json()
+        assert answer["counts"] == {"released": {"released": 2, "held": 1}}
+        operator.client.post(f"{POLICIES}/2/deactivate")
+        assert operator.client.post(DRY_RUN, json=body).json()["evaluations"] == 5
 
     def test_pages_of_changes(self, operator: Tenant, scored: list[ModelVersion]) -> None:
         body: dict[str, object] = {"rules": {"max_harmful_score": 0}, "limit": 1}

@@ -177,7 +177,7 @@ def read_job_page(session: Session, job: Job) -> JobPage:
         timeline=read_timeline(session, job, now),
         evidence=evidence,
         certificate=_read_certificate(session, job),
-        lineage=_read_lineage(session, version.id if version else job.model_id),
+        lineage=read_lineage(session, version.id if version else job.model_id),
         recipe=tuple(_group_recipe(job)),
         files=tuple(_files(session, job)),
         data_risk=_read_data_risk(session, job),
@@ -272,7 +272,8 @@ def _read_certificate(session: Session, job: Job) -> CertificateSummary | None:
     return stored.parsed() if stored else None
 
 
-def _read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
+def read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
+    """Give a version and what it was made from, the base first."""
     chain: list[ModelVersion] = []
     following: str | None = version_id
     while following is not None and len(chain) < MAX_ANCESTORS:

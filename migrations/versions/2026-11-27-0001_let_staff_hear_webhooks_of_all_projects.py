@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "c2a95e7740d1"
-down_revision = "5b1d6c0f83ea"
+down_revision = "b7d2f5a90c13"
 branch_labels = None
 depends_on = None
 
