@@ -189,7 +189,7 @@ class TestHeld:
         assert re.search(
             r"Harbour Legal · held 3 d ago HS is 12\.5% .*? blocked unless decided in 2 h", line
         )
-        assert re.search(r"Acme Support · held 22 min ago", line)
+        assert re.search(r"Acme Support · held 2\d min ago", line)
         assert tile(html, "Held") == "2"
 
     def test_an_appeal_is_marked_and_counted(
@@ -302,7 +302,7 @@ class TestAlerts:
         self, operator_page: TestClient
     ) -> None:
         alerts = section(html_of(operator_page), "alerts")
-        assert "Silent worker gpu-9:4188 was last heard 14 min ago" in alerts
+        assert re.search(r"Silent worker gpu-9:4188 was last heard 1\d min ago", alerts)
         assert "gpu-8" not in alerts
 
     def test_jobs_that_wait_while_nobody_works(
@@ -382,7 +382,7 @@ class TestNumbers:
             )
         session.commit()
         shown = section(html_of(operator_page), "queue")
-        assert "High 2 2 h ago Normal 1 just now Low 0 –" in shown
+        assert re.search(r"High 2 2 h ago Normal 1 (just now|\d+ min ago) Low 0 –", shown)
         provider.other.priority = Priority.NORMAL
 
     def test_a_queue_too_long_to_count_is_a_lower_bound(
