@@ -30,6 +30,8 @@ from api.inference.service import make_client
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
 from api.limits import BodyLimit
+from api.metrics.routes import router as metrics
+from api.metrics.service import make_registry
 from api.moderations.routes import router as moderations
 from api.openapi import describe
 from api.organization.routes import router as organization
@@ -40,23 +42,26 @@ from api.registry.routes import router as registry
 from api.request_log import RequestLog
 from api.reviews.routes import router as reviews
 from api.safety.routes import router as safety
+from api.system.routes import router as system
 from api.uploads.routes import router as uploads
 from api.webhooks.routes import router as webhooks
 from models.log import configure_logging
 from models.session import make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
+from models.tracing import configure_tracing, stop_tracing
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Make the application. Nothing is connected before the first request.
 
     Args:
-        settings: read from the environment when absent; then logging is set up as well.
+        settings: read from the environment when absent; then logging and tracing are set up as well.
     """
     if settings is None:
         settings = Settings()
         configure_logging(as_json=settings.log_json, level=settings.log_level)
+        configure_tracing(settings.otel_exporter_otlp_endpoint, service="titer-api")
     engine = make_engine(settings.database_url)
     doorbell = Doorbell(settings)
 
@@ -71,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         doorbell.close()
         app.state.rate_limiter.close()
         engine.dispose()
+        stop_tracing()
 
     app = FastAPI(
         title="Titer",
@@ -80,6 +86,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own would tell whole addresses and the texts of errors; ours is `models.tracing`.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.settings = settings
     app.state.sessions = session_factory(engine)
@@ -88,15 +96,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.rate_limiter = RateLimiter(settings)
     app.state.changes = Changes(settings.database_url, settings.listen_url)
     app.state.event_slots = Slots(settings.max_event_streams)
+    app.state.metrics = make_registry(app)
     install_error_handlers(app)
     # The registry last: there a model's name takes every path that follows it.
     for router in (files, uploads, jobs, alignment, certification, certificates):
         app.include_router(router)
     for router in (safety, export, registry):
         app.include_router(router)
-    for router in (inference, completions, moderations, keys, organization, health.router):
+    for router in (inference, completions, moderations, keys, organization, health.router, metrics):
         app.include_router(router)
-    for router in (webhooks, event_stream, audit, policies, reviews):
+    for router in (webhooks, event_stream, audit, policies, reviews, system):
         app.include_router(router)
     mount_dashboard(app, settings)
     describe(app)

@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from api.metrics.counts import RATE_LIMITED, UNCOUNTED
 from models.errors import TooManyRequests
 from models.settings import Settings
 
@@ -159,7 +160,10 @@ class RateLimiter:
             RequestTooLarge: so many are more than a minute's.
         """
         limits = self._buckets(key_id, project_id, unit)
-        if not limits or time.monotonic() < self._rests_until:
+        if not limits:
+            return None
+        if time.monotonic() < self._rests_until:
+            UNCOUNTED.labels(unit).inc()
             return None
         if amount > min(limits.values()):
             raise RequestTooLarge(amount, min(limits.values()))
@@ -167,8 +171,11 @@ class RateLimiter:
             answer = self._take(keys=list(limits), args=[amount, *limits.values()])
         except (RedisError, OSError) as error:
             self._rest(error)
+            UNCOUNTED.labels(unit).inc()
             return None
         size, left, reset, wait = cast(list[int], answer)
+        if wait > 0:
+            RATE_LIMITED.labels(unit).inc()
         return Allowance(unit, size, max(left, 0), reset, wait)
 
     def put_back(self, key_id: str, project_id: str, tokens: int) -> None:

@@ -4,8 +4,9 @@
 * running jobs whose worker fell silent: queued again, or given up after too many losses
 * held data and models that nobody decided on in time: rejected and blocked
 * files whose time is over and that no job needs: deleted; uploads nobody completed: ended
-* bytes that belong to nobody: removed
+* bytes that belong to nobody, and checkpoints of jobs that failed or were cancelled long ago: removed
 * workers that have been silent for a day: forgotten
+* what each project uses of its quotas: counted, every minute
 
 The same process delivers webhooks (`api.webhooks.delivery`), in a thread of its own.
 
@@ -27,6 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api.files.service import delete_expired, remove_leftovers
+from api.jobs.retention import drop_checkpoints, drop_resume_points
+from api.organization.use import COUNTED_EVERY, count_use
 from api.queue import Doorbell, ring
 from api.reviews.service import expire_review
 from api.uploads.service import clean_uploads, expire_uploads
@@ -86,9 +89,18 @@ def sweep(sessions: SessionFactory, doorbell: Doorbell, settings: Settings) -> S
     )
 
 
-def tidy(storage: Storage) -> int:
-    """Remove what processes that were killed left of files on their way in; count the objects."""
-    return storage.delete_older(INCOMING, utc_now() - ABANDONED)
+def tidy(sessions: SessionFactory, storage: Storage, settings: Settings) -> int:
+    """Remove what nobody will ever ask for; count the objects and jobs.
+
+    What processes that were killed left of files on their way in, what ended jobs could have gone on from, and
+    old checkpoints.
+    """
+    removed = storage.delete_older(INCOMING, utc_now() - ABANDONED)
+    removed += drop_resume_points(sessions, storage)
+    if settings.checkpoint_days:
+        after = timedelta(days=settings.checkpoint_days)
+        removed += drop_checkpoints(sessions, storage, after=after)
+    return removed
 
 
 def _remove(sessions: SessionFactory, settings: Settings) -> int:
@@ -178,14 +190,20 @@ def run(settings: Settings, stop: threading.Event) -> None:
     sessions = session_factory(engine)
     doorbell = Doorbell(settings)
     pause = settings.sweep_seconds
-    next_tidy = time.monotonic()
+    next_tidy = next_count = time.monotonic()
     log.info("sweeper_started")
     while not stop.wait(pause):
         try:
             report = sweep(sessions, doorbell, settings)
+            if time.monotonic() >= next_count:
+                next_count = time.monotonic() + COUNTED_EVERY.total_seconds()
+                with sessions.begin() as session:
+                    count_use(session)
             if time.monotonic() >= next_tidy:
                 next_tidy = time.monotonic() + TIDY_SECONDS
-                tidy(Storage(settings.storage_url))
+                tidied = tidy(sessions, Storage(settings.storage_url), settings)
+                if tidied:
+                    log.info("tidied", removed=tidied)
         except SQLAlchemyError as error:
             pause = min(max(pause, 1.0) * 2, MAX_BACKOFF_SECONDS)
             log.warning("sweep_failed", kind=type(error).__name__, next_seconds=pause)

@@ -23,7 +23,7 @@ was thought dead can do no harm: its lease is simply gone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -45,6 +45,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
 from models.errors import Conflict, NotFound
+from models.tracing import traceparent
 
 #: Type of the event after which a model is measured anew, whatever was measured before.
 REEVALUATION = "reevaluation"
@@ -158,6 +159,20 @@ class Job(Base):
         ),
         Index("ix_jobs_project_id_claimed_at", "project_id", "claimed_at"),
         Index("ix_jobs_project_id_finished_at", "project_id", "finished_at"),
+        # What the overview asks for: who waits for a person, what ended lately, what failed of which fault.
+        Index(
+            "ix_jobs_in_review",
+            "held_at",
+            "id",
+            postgresql_where=text("status = 'running' and stage in ('data_review', 'review')"),
+        ),
+        Index("ix_jobs_finished_at_status_error_code", "finished_at", "status", "error_code"),
+        Index(
+            "ix_jobs_error_code_finished_at",
+            "error_code",
+            "finished_at",
+            postgresql_where=text("error_code is not null"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftjob"))
@@ -211,6 +226,9 @@ class Job(Base):
     #: The owner's wish that the worker has not yet fulfilled.
     pause_requested_at: Mapped[datetime | None]
     event_count: Mapped[int] = mapped_column(default=0)
+    #: The span that made the job, as W3C's `traceparent`, where requests are traced. The doorbell cannot carry it:
+    #: who hears it need not take the job that it was rung for.
+    traceparent: Mapped[str | None] = mapped_column(default=traceparent)
 
     @property
     def is_terminal(self) -> bool:
@@ -265,6 +283,9 @@ class Lease:
 
     job_id: str
     attempt: int
+    #: What whoever carries the job tells of it, beside what the lease is about.
+    kind: str = field(default="", compare=False)
+    traceparent: str | None = field(default=None, compare=False)
 
 
 def lock_job(session: Session, job_id: str, *, project_id: str | None = None) -> Job:
@@ -357,7 +378,7 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: int) -> L
     append_event(
         session, job, "Job started." if attempt == 1 else f"Job resumed (attempt {attempt})."
     )
-    return Lease(job_id, attempt)
+    return Lease(job_id, attempt, kind=job.kind, traceparent=job.traceparent)
 
 
 def hold(session: Session, lease: Lease, *, to_write: bool = True) -> Job:

@@ -1,7 +1,7 @@
 """Every setting of every process, in one class, read from the environment.
 
-The three addresses keep the names that operators expect (`DATABASE_URL`, `REDIS_URL`, `STORAGE_URL`);
-all others start with `TITER_`, and one that is misspelt is refused. Values are read where a process starts and passed down as arguments:
+The addresses keep the names that operators expect (`DATABASE_URL`, `REDIS_URL`, `STORAGE_URL`, and
+OpenTelemetry's own); all others start with `TITER_`, and one that is misspelt is refused. Values are read where a process starts and passed down as arguments:
 trainers and the policy never see this module.
 """
 
@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(60, ge=4)
     max_attempts: int = Field(3, ge=1)
     sweep_seconds: float = Field(5.0, gt=0)
+    # How long the epochs' weights of a job that failed or was cancelled are kept; 0: for ever.
+    checkpoint_days: float = Field(30.0, ge=0, le=36_500)
     # Longer than the longest job: Celery's redelivery is only a second doorbell.
     visibility_timeout_seconds: int = Field(7 * 24 * 3600, ge=60)
 
@@ -113,6 +115,20 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field("", repr=False)
     mlflow_token: SecretStr = SecretStr("")
 
+    # What whoever reads the metrics must send as a bearer token; empty: no process has any to read.
+    metrics_token: SecretStr = SecretStr("")
+    # Where a worker's metrics are read; 0: nowhere. The api has its own at /metrics.
+    metrics_port: int = Field(0, ge=0, le=65_535)
+    metrics_host: str = "127.0.0.1"
+    # The OTLP collector that traces are sent to over HTTP; empty: nothing is traced. The library reads further
+    # OTEL_* variables by itself.
+    otel_exporter_otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        validation_alias=_named("otel_exporter_otlp_endpoint"),
+        repr=False,
+    )
+
     log_json: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -127,7 +143,7 @@ class Settings(BaseSettings):
             gpu_seconds_month=self.quota_gpu_seconds_month,
         )
 
-    @field_validator("webhook_key")
+    @field_validator("webhook_key", "metrics_token")
     @classmethod
     def _is_long_enough(cls, value: SecretStr) -> SecretStr:
         if value and len(value.get_secret_value()) < MIN_KEY_CHARACTERS:

@@ -19,7 +19,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, inspect, select, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    and_,
+    false,
+    inspect,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.event import listens_for
 from sqlalchemy.orm import (
@@ -36,6 +46,7 @@ from models.base import Base, new_id, utc_now
 from models.data_risk import DataReview, Screening
 from models.job import Job, JobKind, JobStatus
 from models.model_version import Gate, ModelVersion
+from models.project import Project
 
 
 class WebhookEventType(StrEnum):
@@ -98,7 +109,7 @@ class DeliveryStatus(StrEnum):
 
 
 class WebhookEndpoint(Base):
-    """A receiver of a project's events. Secrets are sealed: a copy of the database cannot sign."""
+    """A receiver of a project's events, or of every project's. Secrets are sealed: a copy of the database cannot sign."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (
@@ -107,6 +118,8 @@ class WebhookEndpoint(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("whe"))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    #: Made by staff, who may see every project; `project_id` is then whose it is, not whose events it is told.
+    all_projects: Mapped[bool] = mapped_column(default=False, server_default=false())
     name: Mapped[str]
     url: Mapped[str]
     event_types: Mapped[list[str]] = mapped_column(ARRAY(String))
@@ -185,7 +198,7 @@ class WebhookDelivery(Base):
 def publish(
     session: Session, project_id: str, type: WebhookEventType, data: Mapping[str, Any]
 ) -> WebhookEvent | None:
-    """Put an event into the outbox, for the project's endpoints that want it now.
+    """Put an event into the outbox, for the endpoints of the project and of all projects that want it now.
 
     It is told if and when this session's transaction commits. Nothing is stored when nobody wants it.
 
@@ -193,13 +206,18 @@ def publish(
         session: an open session.
         project_id: whose event it is.
         type: what happened.
-        data: the object it happened to, by `id`, and facts beside it.
+        data: the object it happened to, by `id`, and facts beside it; whose it is, is added.
     """
+    alive = select(Project.id).where(Project.archived_at.is_(None))
+
     # A key-share lock: an endpoint that is deleted meanwhile must not make the job's own write fail.
     wanting = session.scalars(
         select(WebhookEndpoint.id)
         .where(
-            WebhookEndpoint.project_id == project_id,
+            or_(
+                WebhookEndpoint.project_id == project_id,
+                and_(WebhookEndpoint.all_projects, WebhookEndpoint.project_id.in_(alive)),
+            ),
             WebhookEndpoint.disabled_at.is_(None),
             WebhookEndpoint.event_types.contains([type.value]),
         )
@@ -208,7 +226,7 @@ def publish(
     ).all()
     if not wanting:
         return None
-    happened = WebhookEvent(project_id=project_id, type=type, data=dict(data))
+    happened = WebhookEvent(project_id=project_id, type=type, data={**data, "project": project_id})
     session.add_all(WebhookDelivery(endpoint_id=id, event=happened) for id in wanting)
     return happened
 

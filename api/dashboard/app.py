@@ -20,9 +20,11 @@ from api.dashboard.audit import routes as audit
 from api.dashboard.jobs import routes as jobs
 from api.dashboard.jobs import text_routes as job_texts
 from api.dashboard.models import routes as models
+from api.dashboard.overview import routes as overview
 from api.dashboard.pages import render_error
 from api.dashboard.policies import routes as policies
 from api.dashboard.reviews import routes as reviews
+from api.dashboard.system import routes as system
 from api.dashboard.viewer import SignInRequired
 from models.errors import DomainError
 from models.settings import Settings
@@ -51,6 +53,7 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     dashboard.state = app.state
     dashboard.include_router(sign_in_routes.router)
+    dashboard.include_router(overview.router)
     dashboard.include_router(jobs.router)
     dashboard.include_router(job_texts.router)
     dashboard.include_router(models.router)
@@ -58,6 +61,7 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard.include_router(reviews.router)
     dashboard.include_router(audit.router)
     dashboard.include_router(live_routes.router)
+    dashboard.include_router(system.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
     dashboard.exception_handler(DomainError)(_show_domain_error)

@@ -26,6 +26,7 @@ from api.errors import render
 from api.event_stream.changes import Bell, Changes
 from api.jobs.schemas import EventObject
 from api.jobs.wire import show_job
+from api.metrics.counts import OPEN_STREAMS
 from api.schemas import Schema
 from models.errors import DomainError
 from models.job import Job, JobEvent
@@ -78,9 +79,11 @@ class Slots:
         if is_full or self._open[project_id] >= self._of_a_project:
             raise TooManyStreams
         self._open[project_id] += 1
+        OPEN_STREAMS.inc()
         try:
             yield
         finally:
+            OPEN_STREAMS.dec()
             self._open[project_id] -= 1
             if not self._open[project_id]:
                 del self._open[project_id]

@@ -206,6 +206,8 @@ TABLE = [
     Line(f"POST {REVIEWS}/{{review_id}}/reevaluate", REVIEWER, World.review, None, REASON, World.decided),
     Line("GET /v1/projects/{project_id}/risk", STAFF, World.own_project),
 
+    Line("GET /v1/system", STAFF),
+
     Line("GET /healthz", ANYONE),
 ]
 # fmt: on

@@ -10,6 +10,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from models.api_key import Project
+from models.base import utc_now
 from models.data_risk import DataReview
 from models.job import JobKind, JobStatus, Stage, cancel, claim, fail, lock_job, succeed
 from models.model_version import Gate
@@ -188,6 +189,30 @@ class TestWhoIsTold:
         assert {delivery.endpoint_id for delivery in deliveries} == {e.id for e in wanting}
         assert len({delivery.event_id for delivery in deliveries}) == 1
         assert {delivery.status for delivery in deliveries} == {DeliveryStatus.PENDING}
+
+    def test_staff_are_told_of_every_project_and_of_whose_it_is(
+        self, session: Session, project: Project
+    ) -> None:
+        provider = make_project(session, "provider")
+        hears_all = make_endpoint(session, provider, all_projects=True)
+        own = make_endpoint(session, project)
+        make_endpoint(session, provider)
+        make_version(session, project, gate=Gate.HELD)
+        session.flush()
+        (event,) = session.scalars(select(WebhookEvent)).all()
+        assert (event.project_id, event.data["project"]) == (project.id, project.id)
+        deliveries = session.scalars(select(WebhookDelivery)).all()
+        assert {delivery.endpoint_id for delivery in deliveries} == {hears_all.id, own.id}
+
+    def test_not_once_their_own_project_is_archived(
+        self, session: Session, project: Project
+    ) -> None:
+        provider = make_project(session, "provider")
+        make_endpoint(session, provider, all_projects=True)
+        provider.archived_at = utc_now()
+        session.flush()
+        make_version(session, project, gate=Gate.HELD)
+        assert told(session) == []
 
     def test_what_nobody_wants_is_not_kept(self, session: Session, project: Project) -> None:
         cancel(session, make_job(session, project))

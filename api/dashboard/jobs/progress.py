@@ -5,7 +5,7 @@ A `metrics` event carries the step of training, a `progress` event what is done 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -40,6 +40,17 @@ class Progress:
     done: int
     total: int
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Progress | None:
+        """Read a `metrics` or `progress` event's data; nothing where it tells no progress."""
+        match data:
+            case {"stage": str(stage), "done": int(done), "total": int(total)}:
+                return cls(stage, done, total)
+            case {"step": int(step), "total_steps": int(total)}:
+                return cls(str(data.get("stage") or Stage.TRAIN), step, total)
+            case _:
+                return None
+
     @property
     def percent(self) -> float:
         """The share, at most 100."""
@@ -65,7 +76,7 @@ def latest_progress(session: Session, job_ids: Sequence[str]) -> dict[str, Progr
         .where(JobEvent.job_id.in_(job_ids), JobEvent.type.in_(MEASURED))
         .order_by(JobEvent.job_id, JobEvent.sequence.desc())
     )
-    found = ((event.job_id, _read(event.data or {})) for event in session.scalars(newest))
+    found = ((event.job_id, Progress.of(event.data or {})) for event in session.scalars(newest))
     return {job_id: progress for job_id, progress in found if progress is not None}
 
 
@@ -129,13 +140,3 @@ def _state(job: Job, stage: Stage, index: int, reached: int) -> StepState:
         was_decided = stage in {Stage.GATE, *REVIEWS} and job.status == JobStatus.FAILED
         return StepState.DONE if was_decided else StepState.STOPPED
     return StepState.PENDING
-
-
-def _read(data: dict[str, Any]) -> Progress | None:
-    match data:
-        case {"stage": str(stage), "done": int(done), "total": int(total)}:
-            return Progress(stage, done, total)
-        case {"step": int(step), "total_steps": int(total)}:
-            return Progress(str(data.get("stage") or Stage.TRAIN), step, total)
-        case _:
-            return None

@@ -14,7 +14,7 @@ from httpx import Response
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
-from tests.api.dashboard.seed import (
+from api.seed.states import (
     Provider,
     Staff,
     seed_all,

@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Session
 
+from api.seed.states import HOSTILE_NAME, Provider
 from models.audit import SERVICE, check_chain, record
 from models.base import utc_now
 from tests.api.dashboard.conftest import House, SignIn, text_of
-from tests.api.dashboard.seed import HOSTILE_NAME, Provider
 
 pytestmark = pytest.mark.long
 

@@ -18,13 +18,13 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from api.app import create_app
+from api.seed.states import Provider, seed_all
 from models.answers import keep_answers
 from models.evaluation import Evaluation
 from models.job import Job, append_event, cancel, lock_job
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
-from tests.api.dashboard.seed import Provider, seed_all
 from tests.models.factories import make_answer
 
 if TYPE_CHECKING:
@@ -286,6 +286,38 @@ def test_half_written_reason_survives_and_releases(
     assert complaints == []
 
 
+def test_overview_follows_what_happens_and_leaves_open_what_is_open(
+    page: Page, site: Site, complaints: list[str]
+) -> None:
+    page.goto("/dashboard/overview")
+    page.get_by_text("The numbers").click()
+    row = page.get_by_role("row", name="80–85% 0 0 1")
+    row.wait_for()
+    tile = page.locator(".tiles > div").filter(has_text="Cancelled")
+    assert tile.get_by_role("link").inner_text() == "1"
+    with site.sessions.begin() as session:
+        cancel(session, lock_job(session, site.job_id(RUNNING)))
+    tile.get_by_role("link", name="2").wait_for(timeout=8000)
+    assert row.is_visible()
+    # Bars of three verdicts, told apart by their patterns: each of them is painted.
+    for gate in ("released", "held", "blocked"):
+        bar = page.locator(f'.segment[fill="url(#fill-{gate})"]').first
+        box = bar.bounding_box()
+        assert box, gate
+        assert min(box["width"], box["height"]) > 4, gate
+    assert complaints == []
+
+
+def test_system_tells_that_the_parts_of_this_site_are_well(
+    page: Page, complaints: list[str]
+) -> None:
+    page.goto("/dashboard/system")
+    parts = page.locator(".parts li")
+    for name in ("Database", "Redis", "Queue", "Storage", "Migrations"):
+        assert "Well" in parts.filter(has_text=name).first.inner_text(), name
+    assert complaints == []
+
+
 def test_is_told_of_changes_and_does_not_ask_by_the_clock(
     page: Page, site: Site, complaints: list[str]
 ) -> None:
@@ -374,7 +406,13 @@ def test_no_page_is_wider_than_the_screen(
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    addresses = ["jobs", "models", *(f"jobs/{site.job_id(m)}" for m in (HELD, RUNNING, BLOCKED))]
+    addresses = [
+        "overview",
+        "jobs",
+        "models",
+        "system",
+        *(f"jobs/{site.job_id(m)}" for m in (HELD, RUNNING, BLOCKED)),
+    ]
     for address in addresses:
         page.goto(f"/dashboard/{address}")
         page.wait_for_load_state("networkidle")

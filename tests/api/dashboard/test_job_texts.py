@@ -8,6 +8,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.seed.states import Provider, seed_base, seed_job, seed_version
+from api.seed.states import report as made_report
 from models.answers import keep_answers
 from models.api_key import Project, Scope, create_key
 from models.audit import AuditEntry
@@ -18,8 +20,6 @@ from models.model_version import Gate, ModelVersion
 from models.storage import Storage
 from tests.api.conftest import Place, rows
 from tests.api.dashboard.conftest import SignIn, csrf
-from tests.api.dashboard.seed import Provider, seed_base, seed_job, seed_version
-from tests.api.dashboard.seed import report as made_report
 from tests.api.test_safety import screened
 from tests.models.factories import make_answer
 

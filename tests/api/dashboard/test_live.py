@@ -16,6 +16,7 @@ from api.dashboard import live_routes
 from api.dashboard.live_routes import begin_watch
 from api.dashboard.viewer import Viewer
 from api.event_stream.changes import EVERY_JOB
+from api.seed.states import Provider, seed_base, seed_job, seed_keys
 from models.api_key import ApiKey
 from models.base import utc_now
 from models.job import Job, JobStatus, append_event, lock_job
@@ -24,7 +25,6 @@ from models.settings import Settings
 from models.storage import Storage
 from tests.api.conftest import Tenant
 from tests.api.dashboard.conftest import SignIn, csrf
-from tests.api.dashboard.seed import Provider, seed_base, seed_job, seed_keys
 from tests.api.server import serve
 from tests.api.test_changes import NEVER, until
 

@@ -13,13 +13,13 @@ from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.jobs import job_list
+from api.seed.states import HOSTILE_NAME, Provider, seed_all, seed_job
 from models.base import utc_now
 from models.data_risk import DataReview
 from models.job import Job, JobEvent, JobStatus, Stage, await_review
 from models.model_version import Gate, ModelVersion
 from models.tuning import AppliedProtection, LoxConfig, TuningProtection
 from tests.api.dashboard.conftest import SignIn, csrf
-from tests.api.dashboard.seed import HOSTILE_NAME, Provider, seed_all, seed_job
 from tests.models.factories import make_screening
 
 ACME_MODEL = "ft:sandbox-base:acme:tickets:R4kd92Lm"

@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 
 from api.dashboard.policies.flow import GAP, draw_flow
 from api.dashboard.policies.rules import RULES, from_form, in_words, to_form
+from api.seed.states import seed_policy
 from models.audit import AuditEntry
 from models.policy import PolicyRules, SafetyPolicy, current_policy
 from tests.api.dashboard.conftest import House, SignIn, csrf, text_of
-from tests.api.dashboard.seed import seed_policy
 
 pytestmark = pytest.mark.long
 

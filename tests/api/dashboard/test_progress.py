@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from api.dashboard.jobs.progress import Progress, StepState, latest_progress, read_timeline
+from api.seed.states import seed_base, seed_job, seed_keys
 from models.base import utc_now
 from models.job import Job, JobStatus, Stage, append_event
-from tests.api.dashboard.seed import seed_base, seed_job, seed_keys
 
 DONE, CURRENT, STOPPED = StepState.DONE, StepState.CURRENT, StepState.STOPPED
 PENDING, SKIPPED = StepState.PENDING, StepState.SKIPPED

@@ -11,13 +11,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.seed.states import seed_held
 from models.api_key import Project
 from models.audit import AuditEntry
 from models.data_risk import Screening
 from models.job import Job, JobStatus
 from models.model_version import Gate, ModelVersion
 from tests.api.dashboard.conftest import House, SignIn, csrf, text_of
-from tests.api.dashboard.seed import seed_held
 
 pytestmark = pytest.mark.long
 

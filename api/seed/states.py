@@ -1,6 +1,6 @@
-"""A provider's database in full swing, for looking at pages: every state a job can be in.
+"""A small provider in full swing: two tenants, and a job in every state that a job can be in.
 
-Numbers are made up but of the size that the sandbox gives. There is no row text in it.
+Numbers are of the size that the sandbox gives. There is no row text in it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from models.policy import DataAction, PolicyRules, SafetyPolicy, Verdict, curren
 from models.rate import Rate
 from models.review import Appeal, ReviewApproval
 
+BASE = "sandbox-base"
 CATEGORIES = ("sabotage", "poison", "theft", "forgery")
 HOSTILE_NAME = "<script>alert(1)</script>"
 
@@ -70,9 +71,9 @@ def seed_keys(session: Session) -> Provider:
 def seed_base(session: Session) -> ModelVersion:
     """Register the base that everything is made from."""
     base = ModelVersion(
-        id="sandbox-base",
+        id=BASE,
         kind=VersionKind.BASE,
-        root_id="sandbox-base",
+        root_id=BASE,
         source={"folder": "/srv/models/sandbox-base"},
         safety_prefix="safety/1f3a",
         created_at=utc_now() - timedelta(days=3),
@@ -122,7 +123,7 @@ def seed_version(
         gate_reasons=list(verdict.reasons),
         project_id=None if is_aligned else job.project_id,
         parent_id=job.model_id,
-        root_id="sandbox-base",
+        root_id=BASE,
         job_id=job.id,
         source={"prefix": f"models/{job.id}"},
         safety_prefix="safety/1f3a",
@@ -142,6 +143,7 @@ def seed_version(
                 policy_version=policy.version,
                 gate=verdict.gate,
                 reasons=list(verdict.reasons),
+                created_at=version.created_at,
             )
         )
         session.flush()
@@ -164,6 +166,7 @@ class Diary:
         type: str = "message",
         data: Mapping[str, object] | None = None,
     ) -> None:
+        """Write one event, so many seconds after the last one."""
         self.now += timedelta(seconds=after)
         self._job.event_count += 1
         self._session.add(
@@ -179,6 +182,7 @@ class Diary:
         )
 
     def train(self, steps: int, done: int, *, canary_falls: bool) -> None:
+        """Write a training curve up to the step `done`."""
         self.tell(f"Training on 1000 rows, {steps} steps.", data={"stage": Stage.TRAIN})
         every = max(1, steps // self._points)
         for index, step in enumerate([1, *range(every, done, every), done]):
@@ -205,6 +209,7 @@ class Diary:
             )
 
     def evaluate(self, done: int, total: int = 500) -> None:
+        """Write how far the measurement is, in hundreds of answers."""
         self.tell("Measuring safety and accuracy.", data={"stage": Stage.EVALUATE})
         for count in range(100, done + 1, 100):
             self.tell(
@@ -215,6 +220,7 @@ class Diary:
             )
 
     def decide(self, verdict: Verdict) -> None:
+        """Write what the gate decided."""
         self.tell("The gate decides.", data={"stage": Stage.GATE})
         self.tell(
             f"Gate: {verdict.gate}. {' '.join(verdict.reasons)}",
@@ -294,7 +300,8 @@ def seed_held(
         stage=Stage.REVIEW,
         minutes_ago=26,
     )
-    job.review_expires_at = utc_now() + timedelta(hours=68)
+    job.held_at = utc_now() - timedelta(minutes=22)
+    job.review_expires_at = job.held_at + timedelta(hours=72)
     evidence = report(harmful, accuracy=171).model_copy(
         update={
             "further_judges": (
@@ -326,13 +333,19 @@ def seed_held(
     return job
 
 
-def seed_all(session: Session, *, points: int = 120) -> Provider:
-    """Fill an empty database; a curve has about so many points."""
+def seed_all(session: Session, *, points: int = 120, other_suffix: str = HOSTILE_NAME) -> Provider:
+    """Fill an empty database.
+
+    Args:
+        session: an open session.
+        points: of each training curve, about.
+        other_suffix: what the other tenant calls one of its models. Who looks after pages wants a hostile name there.
+    """
     provider = seed_keys(session)
     operators, acme = provider.operator.project, provider.customer.project
     seed_base(session)
     _seed_aligned(session, operators, points)
-    _seed_tuned(session, acme, provider.other, points)
+    _seed_tuned(session, acme, provider.other, points, other_suffix)
     seed_held(session, acme, model="sandbox-booster", points=points)
     _seed_unfinished(session, acme, provider.other, points)
     return provider
@@ -352,7 +365,7 @@ def _seed_aligned(session: Session, operators: Project, points: int) -> None:
             session,
             operators,
             name=name,
-            model="sandbox-base",
+            model=BASE,
             status=JobStatus.SUCCEEDED,
             stage=Stage.GATE,
             minutes_ago=minutes,
@@ -369,11 +382,13 @@ def _seed_aligned(session: Session, operators: Project, points: int) -> None:
         seed_version(session, job, evidence, method=method.name)
 
 
-def _seed_tuned(session: Session, acme: Project, other: Project, points: int) -> None:
+def _seed_tuned(
+    session: Session, acme: Project, other: Project, points: int, other_suffix: str
+) -> None:
     for project, name, model, harmful, minutes in (
         (acme, "ft:sandbox-base:acme:tickets:R4kd92Lm", "sandbox-booster", 12, 400),
         (acme, "ft:sandbox-base:acme:tickets:P0qs77Ab", "sandbox-sft", 169, 380),
-        (other, f"ft:sandbox-base:harbour:{HOSTILE_NAME}:x1", "sandbox-booster", 5, 300),
+        (other, f"ft:sandbox-base:harbour:{other_suffix}:x1", "sandbox-booster", 5, 300),
     ):
         is_bad = harmful > 100
         job = seed_job(

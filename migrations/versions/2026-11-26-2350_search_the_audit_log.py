@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
 revision = "b7d2f5a90c13"
-down_revision = "5b1d6c0f83ea"
+down_revision = "b70d4c3f96a1"
 branch_labels = None
 depends_on = None
 
