@@ -10,14 +10,14 @@ policy that was in force when it began, so that a job that is claimed again ends
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String, select, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, func, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, unix, utc_now
@@ -255,9 +255,35 @@ def asks_for_screening(rules: PolicyRules) -> bool:
     return rules.data_action != "allow" and rules.max_harmful_share is not None
 
 
-def is_exceeded(share: Rate, limit: float | None) -> bool:
-    """Say whether the policy's action is called for: more than the limit in percent, if there is one."""
-    return limit is not None and share.percent > limit
+def decide_on_rows(share: Rate, action: DataAction, limit: float | None) -> Outcome:
+    """Say what a policy makes of a share of flagged rows. Pure.
+
+    Args:
+        share: of the rows that are flagged.
+        action: what is done when there are too many.
+        limit: how many there may be, in percent; none: any number.
+    """
+    if limit is None or share.percent <= limit:
+        return "allowed"
+    if action == "drop" and share.count == share.n:
+        # Nothing is left to train on.
+        return "rejected"
+    return OUTCOMES[action]
+
+
+def count_flagged(
+    session: Session, job_ids: Collection[str], *, row_threshold: float
+) -> dict[str, int]:
+    """Count the lines of each screening that would be flagged from another threshold on; none: left out."""
+    judges = func.jsonb_array_length(Screening.done)
+    needed = func.greatest(1, func.ceil(row_threshold * judges - SAME_RATE))
+    query = (
+        select(ScreenedRow.job_id, func.count())
+        .join(Screening, Screening.job_id == ScreenedRow.job_id)
+        .where(ScreenedRow.job_id.in_(job_ids), ScreenedRow.votes > 0, ScreenedRow.votes >= needed)
+        .group_by(ScreenedRow.job_id)
+    )
+    return dict(session.execute(query).all())
 
 
 def expected_harm(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -69,6 +70,24 @@ class Settings(BaseSettings):
     # Whether customers may download adapters of released models: of no base, of those whose safety set says so, or
     # of all.
     adapter_export: Literal["never", "per-base", "always"] = "per-base"
+    # Where browsers reach the service, without a path (https://titer.example.com); sign-in elsewhere needs it.
+    public_url: str = Field("", max_length=500, pattern=r"^(https?://[^/\s]+/?)?$")
+    # An OpenID provider at which staff sign in to the dashboard (docs/deploy.md); empty: with API keys alone.
+    oidc_issuer: str = Field("", max_length=500, pattern=r"^(https?://\S+)?$")
+    oidc_client_id: str = Field("", max_length=500)
+    oidc_client_secret: SecretStr = SecretStr("")
+    # What the provider is called on the sign-in page.
+    oidc_name: str = Field("single sign-on", min_length=1, max_length=60)
+    oidc_scope: str = "openid email profile"
+    # The claim whose values are roles, and which role each is: {"titer-ops": "operator"}.
+    oidc_roles_claim: str = Field("groups", min_length=1)
+    oidc_roles: dict[str, Literal["viewer", "reviewer", "provider", "operator"]] = Field({})
+    # Domains of verified mail addresses that are let in, separated by commas; empty: all that have a role.
+    oidc_domains: str = ""
+    # The project, by name or id, whose keys such people have.
+    oidc_project: str = Field("default", min_length=1, max_length=100)
+    # After so long they sign in again.
+    oidc_session_seconds: int = Field(8 * 3600, ge=60, le=12 * 3600)
     # Set it where the service is reached over HTTPS, so that cookies never travel in the clear.
     https_only: bool = False
 
@@ -142,6 +161,28 @@ class Settings(BaseSettings):
             training_tokens_month=self.quota_training_tokens_month,
             gpu_seconds_month=self.quota_gpu_seconds_month,
         )
+
+    @property
+    def allowed_domains(self) -> frozenset[str]:
+        """The mail domains whose people may sign in; empty: every one."""
+        words = (word.strip().casefold() for word in self.oidc_domains.split(","))
+        return frozenset(word for word in words if word)
+
+    @model_validator(mode="after")
+    def _can_sign_in(self) -> Self:
+        if not self.oidc_issuer:
+            return self
+        needed = {
+            "TITER_PUBLIC_URL": self.public_url,
+            "TITER_OIDC_CLIENT_ID": self.oidc_client_id,
+            "TITER_OIDC_ROLES": self.oidc_roles,
+        }
+        if missing := [name for name, value in needed.items() if not value]:
+            raise ValueError(f"TITER_OIDC_ISSUER needs {', '.join(missing)} as well")
+        host = urlsplit(self.oidc_issuer).hostname
+        if not self.oidc_issuer.startswith("https://") and host not in ("127.0.0.1", "localhost"):
+            raise ValueError("TITER_OIDC_ISSUER must begin with https://")
+        return self
 
     @field_validator("webhook_key", "metrics_token")
     @classmethod

@@ -17,15 +17,14 @@ from models.base import utc_now
 from models.certificate import Certificate
 from models.data_risk import (
     MAX_LINES_NAMED,
-    OUTCOMES,
     DataReview,
     DataRisk,
     ExpectedHarm,
     FlaggedRow,
     Screening,
+    decide_on_rows,
     expected_harm,
     flagged_rows,
-    is_exceeded,
 )
 from models.errors import DomainError
 from models.evaluation import JudgeIdentity
@@ -114,11 +113,7 @@ def _sum_up(
     expected: ExpectedHarm | None,
 ) -> DataRisk:
     counts = Counter(row.category or UNCATEGORISED for row in flagged)
-    acts = is_exceeded(share, screening.max_harmful_share)
-    outcome = OUTCOMES[screening.action] if acts else "allowed"
-    if outcome == "dropped" and share.count == share.n:
-        # Nothing is left to train on.
-        outcome = "rejected"
+    outcome = decide_on_rows(share, screening.action, screening.max_harmful_share)
     return DataRisk(
         harmful_share=share,
         by_category=dict(sorted(counts.items())),

@@ -20,6 +20,7 @@ from api.dashboard.audit import routes as audit
 from api.dashboard.jobs import routes as jobs
 from api.dashboard.jobs import text_routes as job_texts
 from api.dashboard.models import routes as models
+from api.dashboard.openid import OpenId
 from api.dashboard.overview import routes as overview
 from api.dashboard.pages import render_error
 from api.dashboard.policies import routes as policies
@@ -52,6 +53,7 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     """Mount the dashboard at `/dashboard`; it shares the API's `state` (sessions, doorbell)."""
     dashboard = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     dashboard.state = app.state
+    app.state.openid = OpenId(settings) if settings.oidc_issuer else None
     dashboard.include_router(sign_in_routes.router)
     dashboard.include_router(overview.router)
     dashboard.include_router(jobs.router)

@@ -73,6 +73,7 @@ def dry_run(body: DryRun, session: SessionDep) -> DryRunResult:
         truncated=tried.is_truncated,
         changes=tried.changes,
         counts={then: dict(now) for then, now in tried.counts.items()},
+        data_counts={then: dict(now) for then, now in tried.data_counts.items()},
     )
 
 

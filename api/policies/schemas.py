@@ -61,7 +61,7 @@ class PolicyObject(Schema):
 
 
 class DryRun(Schema):
-    """Which rules to try, on which evaluations. Rules that are left out stay as they are in force."""
+    """Which rules to try, on which evaluations and screenings. Rules that are left out stay as they are in force."""
 
     rules: PolicyRules = Field(default_factory=PolicyRules)
     policy: Identifier | None = Field(
@@ -107,4 +107,7 @@ class DryRunResult(Schema):
     changes: int
     counts: dict[str, dict[str, int]] = Field(
         description='By what was decided then and what would be now: {"released": {"held": 2, ...}, ...}.'
+    )
+    data_counts: dict[str, dict[str, int]] = Field(
+        description="The same of training files that judges have read: `allowed`, `dropped`, `held`, `rejected`."
     )

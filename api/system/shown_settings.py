@@ -12,9 +12,13 @@ from models.settings import Settings, environment_names
 
 #: By what the names begin with, the first that fits.
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Addresses": ("database_url", "redis_url", "storage_url", "cache_dir"),
+    "Addresses": (
+        *("database_url", "listen_url", "redis_url", "storage_url", "public_url"),
+        "cache_dir",
+    ),
     "Inference": ("serving_", "moderation_"),
     "Signatures and sessions": ("session_", "signing_", "https_only", "adapter_export"),
+    "Signing in elsewhere": ("oidc_",),
     "Webhooks and streams": ("webhook_", "max_event_streams"),
     "Request limits": ("max_file", "max_upload", "max_request", "key_requests", "project_requests"),
     "Jobs and workers": ("lease_", "max_attempts", "sweep_", "visibility_"),

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from api.safety.signature import Signer, verify
 from models.answers import keep_answers
 from models.audit import AuditEntry
+from models.base import utc_now
 from models.data_risk import DataRisk, ScreenedRow, Screening
 from models.evaluation import JudgeIdentity
 from models.job import Job, append_event
@@ -59,6 +60,7 @@ def screened(
         row = ScreenedRow(job_id=job.id, line=line, votes=count, category=category)
         place.session.add(row)
     if finished:
+        screening.finished_at = utc_now()
         flagged = [
             line
             for line, count in zip(lines, votes, strict=True)

@@ -68,9 +68,9 @@ class Site:
 class Service:
     """The api on a port of its own, which can go away and come back."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, port: int = 0) -> None:
         self._settings = settings
-        self.port = 0
+        self.port = port
         self.start()
 
     def start(self) -> None:
