@@ -114,7 +114,7 @@ def read_job_page(session: Session, job: Job) -> JobPage:
         timeline=read_timeline(session, job, now),
         evidence=evidence,
         certificate=_read_certificate(session, job),
-        lineage=_read_lineage(session, version.id if version else job.model_id),
+        lineage=read_lineage(session, version.id if version else job.model_id),
         recipe=tuple(_group_recipe(job)),
         files=tuple(_files(session, job)),
         events=tuple(events),
@@ -149,7 +149,8 @@ def _read_certificate(session: Session, job: Job) -> CertificateSummary | None:
     return stored.parsed() if stored else None
 
 
-def _read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
+def read_lineage(session: Session, version_id: str) -> tuple[Ancestor, ...]:
+    """Give a version and what it was made from, the base first."""
     chain: list[ModelVersion] = []
     following: str | None = version_id
     while following is not None and len(chain) < MAX_ANCESTORS:
@@ -181,9 +182,14 @@ def _group_recipe(job: Job) -> Iterator[RecipeGroup]:
     if job.kind == JobKind.CERTIFY:
         yield _group_plan(CertificationPlan.model_validate(job.recipe))
         return
+    yield from group_recipe(job.recipe)
+
+
+def group_recipe(recipe: dict[str, Any]) -> Iterator[RecipeGroup]:
+    """Give the hyper-parameters of a job or a version, in groups."""
     single: list[tuple[str, object]] = []
-    for name, value in _in_order(job.recipe).items():
-        if name == "tuning":
+    for name, value in _in_order(recipe).items():
+        if name in ("tuning", "protection"):
             continue  # Shown in one line of its own.
         if isinstance(value, dict):
             yield RecipeGroup(name, tuple(_shown_entries(value)))

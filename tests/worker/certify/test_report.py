@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from models.certificate_curves import Figure, Series, Value, figures
 from tests.worker.certify.made import certificate
 from worker.certify.chart import HEIGHT, WIDTH, lay_out
 from worker.certify.page import draw_page
 from worker.certify.picture import draw_picture
-from worker.certify.series import Figure, Series, Value, figures
 
 HOSTILE = "<script>alert(1)</script>$x_1$"
 
