@@ -6,6 +6,7 @@
 * files whose time is over and that no job needs: deleted; uploads nobody completed: ended
 * bytes that belong to nobody: removed
 * workers that have been silent for a day: forgotten
+* what each project uses of its quotas: counted, every minute
 
 The same process delivers webhooks (`api.webhooks.delivery`), in a thread of its own.
 
@@ -27,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api.files.service import delete_expired, remove_leftovers
+from api.organization.use import COUNTED_EVERY, count_use
 from api.queue import Doorbell, ring
 from api.reviews.service import expire_review
 from api.uploads.service import clean_uploads, expire_uploads
@@ -182,11 +184,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
     sessions = session_factory(engine)
     doorbell = Doorbell(settings)
     pause = settings.sweep_seconds
-    next_tidy = time.monotonic()
+    next_tidy = next_count = time.monotonic()
     log.info("sweeper_started")
     while not stop.wait(pause):
         try:
             report = sweep(sessions, doorbell, settings)
+            if time.monotonic() >= next_count:
+                next_count = time.monotonic() + COUNTED_EVERY.total_seconds()
+                with sessions.begin() as session:
+                    count_use(session)
             if time.monotonic() >= next_tidy:
                 next_tidy = time.monotonic() + TIDY_SECONDS
                 tidy(Storage(settings.storage_url))

@@ -14,6 +14,7 @@ from models.job_checkpoint import JobCheckpoint
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
 from models.project import Organization, Project
+from models.project_use import ProjectUse
 from models.review import Appeal, ReviewApproval
 from models.stored_certificate import StoredCertificate
 from models.upload import Upload, UploadPart
@@ -33,6 +34,7 @@ __all__ = [
     "ModelVersion",
     "Organization",
     "Project",
+    "ProjectUse",
     "ReviewApproval",
     "SafetyPolicy",
     "ScreenedRow",

@@ -187,7 +187,11 @@ class Evaluation(Base):
     """One stored report, with the columns that lists and charts ask for."""
 
     __tablename__ = "evaluations"
-    __table_args__ = (Index("ix_evaluations_version_id_created_at", "version_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_evaluations_version_id_created_at", "version_id", "created_at"),
+        # Holds all that the distribution of scores is drawn from.
+        Index("ix_evaluations_created_at_scores", "created_at", "gate", "harmful_score_percent"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("eval"))
     version_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id"))

@@ -142,6 +142,20 @@ class Job(Base):
         ),
         Index("ix_jobs_project_id_claimed_at", "project_id", "claimed_at"),
         Index("ix_jobs_project_id_finished_at", "project_id", "finished_at"),
+        # What the overview asks for: who waits for a person, what ended lately, what failed of which fault.
+        Index(
+            "ix_jobs_in_review",
+            "held_at",
+            "id",
+            postgresql_where=text("status = 'running' and stage = 'review'"),
+        ),
+        Index("ix_jobs_finished_at_status_error_code", "finished_at", "status", "error_code"),
+        Index(
+            "ix_jobs_error_code_finished_at",
+            "error_code",
+            "finished_at",
+            postgresql_where=text("error_code is not null"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ftjob"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, ForeignKey, delete, select
+from sqlalchemy import CheckConstraint, ForeignKey, Index, delete, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.api_key import ApiKey
@@ -46,6 +46,7 @@ class Appeal(Base):
         CheckConstraint(
             "outcome in ('released', 'rejected', 'expired', 'withdrawn')", name="outcome"
         ),
+        Index("ix_appeals_open", "created_at", postgresql_where=text("outcome is null")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)

@@ -8,10 +8,12 @@ running jobs is kept where workers claim (`models.fair_queue`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import case, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, case, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.deps import QUOTAS
 from api.locks import lock_name
@@ -66,7 +68,7 @@ def check_job(session: Session, project_id: str) -> None:
     limits = _lock(session, "jobs", project_id)
     for quota in ("jobs_queued", "training_tokens_month", "gpu_seconds_month"):
         limit = getattr(limits, quota)
-        if limit and (used := MEASURES[quota](session, project_id)) >= limit:
+        if limit and (used := MEASURES[quota].of(session, project_id)) >= limit:
             raise QuotaExceeded(quota, limit=limit, used=used)
 
 
@@ -78,13 +80,13 @@ def check_bytes(session: Session, project_id: str, more: int) -> None:
         Unauthorized: the project was archived while the request was on its way.
     """
     limit = _lock(session, "bytes", project_id).bytes_stored
-    if limit and (used := _bytes_stored(session, project_id)) + more > limit:
+    if limit and (used := MEASURES["bytes_stored"].of(session, project_id)) + more > limit:
         raise QuotaExceeded("bytes_stored", limit=limit, used=used, more=more)
 
 
 def show_use(session: Session, project_id: str) -> dict[str, int]:
     """Give what a project uses at present, by the name of the quota."""
-    return {quota: measure(session, project_id) for quota, measure in MEASURES.items()}
+    return {quota: measure.of(session, project_id) for quota, measure in MEASURES.items()}
 
 
 def limits_of(session: Session, project: Project) -> Quotas:
@@ -112,61 +114,61 @@ def month_start(moment: datetime) -> datetime:
     return moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-def _jobs_running(session: Session, project_id: str) -> int:
-    return _count(
-        session,
-        Job.project_id == project_id,
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How the use of one quota is measured: a sum over rows of one table, each of them a project's."""
+
+    project_id: InstrumentedAttribute[str]
+    total: Callable[[], ColumnElement[Any]]
+    which: Callable[[], tuple[ColumnElement[bool], ...]]
+
+    def of(self, session: Session, project_id: str) -> int:
+        """Give what one project uses."""
+        query = select(self.total()).where(self.project_id == project_id, *self.which())
+        return int(session.scalar(query) or 0)
+
+    def of_each(self, session: Session) -> dict[str, int]:
+        """Give what each project uses that uses anything."""
+        query = select(self.project_id, self.total()).where(*self.which())
+        return {
+            project_id: int(total or 0)
+            for project_id, total in session.execute(query.group_by(self.project_id))
+        }
+
+
+def _running() -> tuple[ColumnElement[bool], ...]:
+    return (
         Job.finished_at.is_(None),
         Job.status == JobStatus.RUNNING,
         Job.lease_expires_at.is_not(None),
     )
 
 
-def _jobs_queued(session: Session, project_id: str) -> int:
-    return _count(
-        session,
-        Job.project_id == project_id,
-        Job.finished_at.is_(None),
-        Job.status.in_(WAITING),
-    )
+def _waiting() -> tuple[ColumnElement[bool], ...]:
+    return Job.finished_at.is_(None), Job.status.in_(WAITING)
 
 
-def _bytes_stored(session: Session, project_id: str) -> int:
-    total = session.scalar(
-        select(func.sum(File.bytes)).where(File.project_id == project_id, File.deleted_at.is_(None))
-    )
-    return int(total or 0)
+def _kept() -> tuple[ColumnElement[bool], ...]:
+    return (File.deleted_at.is_(None),)
 
 
-def _training_tokens_month(session: Session, project_id: str) -> int:
-    return _sum_of_month(session, project_id, func.sum(Job.trained_tokens))
+def _of_month() -> tuple[ColumnElement[bool], ...]:
+    return (or_(Job.finished_at.is_(None), Job.finished_at >= month_start(utc_now())),)
 
 
-def _gpu_seconds_month(session: Session, project_id: str) -> int:
+def _gpu_seconds() -> ColumnElement[Any]:
     # A job that a worker has at this moment has used more than its ended attempts.
     held = func.extract("epoch", func.least(utc_now(), Job.lease_expires_at) - Job.claimed_at)
     so_far = case((Job.lease_expires_at.is_not(None), func.coalesce(held, 0)), else_=0)
-    return _sum_of_month(session, project_id, func.sum(Job.gpu_seconds + so_far))
+    return func.sum(Job.gpu_seconds + so_far)
 
 
-def _sum_of_month(session: Session, project_id: str, total: object) -> int:
-    found = session.scalar(
-        select(total).where(  # type: ignore[call-overload]
-            Job.project_id == project_id,
-            or_(Job.finished_at.is_(None), Job.finished_at >= month_start(utc_now())),
-        )
-    )
-    return int(found or 0)
-
-
-def _count(session: Session, *which: object) -> int:
-    return session.scalar(select(func.count()).select_from(Job).where(*which)) or 0  # type: ignore[arg-type]
-
-
-MEASURES: Mapping[str, Callable[[Session, str], int]] = {
-    "jobs_running": _jobs_running,
-    "jobs_queued": _jobs_queued,
-    "bytes_stored": _bytes_stored,
-    "training_tokens_month": _training_tokens_month,
-    "gpu_seconds_month": _gpu_seconds_month,
+MEASURES: Mapping[str, Measure] = {
+    "jobs_running": Measure(Job.project_id, func.count, _running),
+    "jobs_queued": Measure(Job.project_id, func.count, _waiting),
+    "bytes_stored": Measure(File.project_id, lambda: func.sum(File.bytes), _kept),
+    "training_tokens_month": Measure(
+        Job.project_id, lambda: func.sum(Job.trained_tokens), _of_month
+    ),
+    "gpu_seconds_month": Measure(Job.project_id, _gpu_seconds, _of_month),
 }
