@@ -10,13 +10,14 @@ measurement cannot tell. Missing evidence never releases.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from sqlalchemy import ForeignKey, Select, func, literal, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, utc_now
@@ -196,6 +197,21 @@ def current_policy(session: Session, project_id: str | None = None) -> SafetyPol
         _insert_default(session)
         policy = session.scalars(_active(None)).one()
     return policy
+
+
+def own_policies(session: Session, project_ids: Collection[str]) -> dict[str, SafetyPolicy]:
+    """Give the policies in force of those projects that have one of their own, by the project's id."""
+    newest = (
+        select(SafetyPolicy)
+        .where(SafetyPolicy.project_id.in_(project_ids), SafetyPolicy.activated_at.is_not(None))
+        .ext(distinct_on(SafetyPolicy.project_id))
+        .order_by(
+            SafetyPolicy.project_id,
+            SafetyPolicy.activated_at.desc(),
+            SafetyPolicy.version.desc(),
+        )
+    )
+    return {str(policy.project_id): policy for policy in session.scalars(newest)}
 
 
 def active_policy(session: Session, project_id: str | None) -> SafetyPolicy | None:

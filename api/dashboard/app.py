@@ -19,6 +19,7 @@ from api.dashboard import sign_in_routes
 from api.dashboard.jobs import routes as jobs
 from api.dashboard.models import routes as models
 from api.dashboard.pages import render_error
+from api.dashboard.tenants import routes as tenants
 from api.dashboard.viewer import SignInRequired
 from models.errors import DomainError
 from models.settings import Settings
@@ -49,6 +50,7 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard.include_router(sign_in_routes.router)
     dashboard.include_router(jobs.router)
     dashboard.include_router(models.router)
+    dashboard.include_router(tenants.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
     dashboard.exception_handler(DomainError)(_show_domain_error)

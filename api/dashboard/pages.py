@@ -60,6 +60,8 @@ def _make_environment() -> Environment:
         "moment": wording.moment,
         "number": wording.number,
         "percent": wording.percent,
+        "short": wording.short,
+        "size": wording.size,
         "words": wording.words,
     }
     environment.globals["sections"] = sections

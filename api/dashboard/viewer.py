@@ -33,6 +33,12 @@ class FormExpired(Forbidden):
     code = "form_expired"
 
 
+class ForStaff(Forbidden):
+    """This page is for the provider's own people."""
+
+    code = "insufficient_scope"
+
+
 @dataclass(frozen=True, slots=True)
 class Viewer(Caller):
     """The person behind a key: a caller who came with a cookie."""
@@ -73,6 +79,20 @@ def get_viewer(request: Request, session: SessionDep) -> Viewer:
 
 
 ViewerDep = Annotated[Viewer, Depends(get_viewer)]
+
+
+def get_staff(viewer: ViewerDep) -> Viewer:
+    """Give the signed-in person, if they work for the provider.
+
+    Raises:
+        ForStaff: they do not.
+    """
+    if not viewer.is_staff:
+        raise ForStaff
+    return viewer
+
+
+StaffDep = Annotated[Viewer, Depends(get_staff)]
 
 
 def remember(request: Request, key: ApiKey) -> None:

@@ -14,7 +14,14 @@ from api.dashboard.measures import Measure, harmful_score
 from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.certificate import CertificateSummary
-from models.model_version import Gate, ModelNotFound, ModelVersion, VersionKind
+from models.model_version import (
+    IS_TUNED,
+    NOT_TUNED,
+    Gate,
+    ModelNotFound,
+    ModelVersion,
+    VersionKind,
+)
 from models.policy import current_policy
 from models.rate import Rate
 from models.stored_certificate import latest_certificates
@@ -109,8 +116,8 @@ def draw_lineage(session: Session, project_id: str | None) -> Lineage:
     """Give bases and aligned versions as trees, newest first, each with the count of what was tuned from it."""
     versions = session.scalars(
         select(ModelVersion)
-        .where(visible(project_id), ModelVersion.kind != VersionKind.TUNED)
-        .order_by(ModelVersion.created_at.desc(), ModelVersion.id)
+        .where(visible(project_id), NOT_TUNED)
+        .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
         .limit(MAX_DRAWN + 1)
     ).all()
     drawn = versions[:MAX_DRAWN]
@@ -190,7 +197,7 @@ def list_versions(session: Session, project_id: str | None, search: Search) -> V
     if search.text:
         query = query.where(ModelVersion.id.icontains(search.text, autoescape=True))
     else:
-        query = query.where(ModelVersion.kind == VersionKind.TUNED)
+        query = query.where(IS_TUNED)
     if search.parent:
         query = query.where(ModelVersion.parent_id == search.parent)
     if search.gate:

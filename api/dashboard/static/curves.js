@@ -11,14 +11,14 @@
     const told = JSON.parse(figure.dataset.figure);
     const canvas = figure.querySelector(".canvas");
     const reading = figure.querySelector(".reading");
-    canvas.hidden = false;
-    reading.hidden = false;
     plots.get(figure)?.destroy();
-
     const style = getComputedStyle(figure);
     const colour = (name) => style.getPropertyValue(name).trim();
     const place = (x) => (told.is_logarithmic ? Math.log10(x) : x);
     const marks = [...new Set(told.series.flatMap((s) => s.values.map((v) => v.x)))].sort((a, b) => a - b);
+    if (marks.length === 0) return;
+    canvas.hidden = false;
+    reading.hidden = false;
     const xs = marks.map(place);
     const columns = told.series.map((s) => {
       const at = new Map(s.values.map((v) => [v.x, v]));
@@ -30,6 +30,7 @@
     const highest = Math.max(...told.series.flatMap((s) => s.values.map((v) => v.high ?? v.y)), told.limit ?? 0);
     const top = told.is_share ? Math.min(100, Math.ceil((highest + 2) / 10) * 10) : highest * 1.08 || 1;
     const span = xs.at(-1) - xs[0] || 1;
+    const brief = briefly(told.series.map((s) => s.label));
     const font = `${isNarrow ? 10 : 11}px ${style.fontFamily}`;
     const axis = {
       stroke: colour("--quiet"), font, labelFont: font, labelSize: 16,
@@ -67,7 +68,7 @@
         })),
       ],
       hooks: {
-        draw: [(plot) => decorate(plot, told, columns, colour, font)],
+        draw: [(plot) => decorate(plot, told, columns, colour, font, brief)],
         setCursor: [(plot) => {
           const index = plot.cursor.idx;
           reading.textContent = index === null || index === undefined ? summary
@@ -84,7 +85,7 @@
   }
 
   // ── On top of the lines ────────────────────────────────────────────────────────────────────────
-  function decorate(plot, told, columns, colour, font) {
+  function decorate(plot, told, columns, colour, font, brief) {
     const context = plot.ctx;
     const ratio = devicePixelRatio;
     const x = (value) => plot.valToPos(value, "x", true);
@@ -168,8 +169,14 @@
     return `${kept}…`;
   }
 
-  // "mix 10%, 800 rows, continued" is "mix 10%": the legend says the rest.
-  function brief(label) { return label.split(",")[0]; }
+  // "mix 10%, 800 rows, continued" is "mix 10%", and "base-sft" beside "base-booster" is "sft": the legend says the rest.
+  function briefly(labels) {
+    const first = labels.map((label) => label.split(",")[0]);
+    let same = 0;
+    while (first.length > 1 && first.every((name) => name[same] && name[same] === first[0][same])) same += 1;
+    const cut = first[0].slice(0, same).search(/[-/:][^-/:]*$/) + 1;
+    return (label) => label.split(",")[0].slice(cut) || label;
+  }
 
   function said(value) { return value >= 0.01 || value === 0 ? value.toLocaleString("en") : value.toExponential().replace("e-", "e−"); }
 
