@@ -43,7 +43,7 @@ def size(count: float) -> str:
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:,.0f} TB" if count >= 1000 else f"{count:.3g} TB"
 
 
 def words(value: str) -> str:

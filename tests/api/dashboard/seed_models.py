@@ -67,7 +67,9 @@ _PUSH = {
 }
 
 
-def seed_certified(session: Session, storage: Storage, operators: Project) -> None:
+def seed_certified(
+    session: Session, storage: Storage, operators: Project, *, with_pictures: bool = True
+) -> None:
     """Align the sandbox base in more ways, certify every aligned version, and drill one."""
     more: tuple[tuple[str, AlignmentMethod, int], ...] = (
         ("sandbox-vaccine", VaccineConfig(rho=0.5), 2700),
@@ -94,11 +96,18 @@ def seed_certified(session: Session, storage: Storage, operators: Project) -> No
     for days, name in enumerate(HOLDS_FOR, start=1):
         version = session.get_one(ModelVersion, name)
         seed_certificate(
-            session, storage, operators, version, made=utc_now() - timedelta(hours=8 * days)
+            session,
+            storage,
+            operators,
+            version,
+            made=utc_now() - timedelta(hours=8 * days),
+            with_picture=with_pictures,
         )
     titer_version = session.get_one(ModelVersion, "sandbox-titer")
     plan = Drill(families=(Family.PURE, Family.STYLE), steps=80).plan()
-    seed_certificate(session, storage, operators, titer_version, plan=plan, made=utc_now())
+    seed_certificate(
+        session, storage, operators, titer_version, plan=plan, with_picture=with_pictures
+    )
 
 
 def seed_certificate(
@@ -109,8 +118,9 @@ def seed_certificate(
     *,
     plan: CertificationPlan = PLANS["quick"],
     made: datetime | None = None,
+    with_picture: bool = True,
 ) -> StoredCertificate:
-    """Store a certificate of a version, with the job that made it and all three files."""
+    """Store a certificate of a version, with the job that made it and its files; the picture takes a second."""
     at = made or utc_now()
     job = Job(
         project_id=operators.id,
@@ -139,10 +149,11 @@ def seed_certificate(
     )
     session.add(stored)
     session.flush()
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, PICTURE_FILE)
-        draw_picture(found, picture)
-        storage.put(f"{stored.prefix}/{PICTURE_FILE}", picture.read_bytes())
+    if with_picture:
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder, PICTURE_FILE)
+            draw_picture(found, picture)
+            storage.put(f"{stored.prefix}/{PICTURE_FILE}", picture.read_bytes())
     storage.put(f"{stored.prefix}/{PAGE_FILE}", draw_page(found).encode())
     storage.put(
         f"{stored.prefix}/{JSON_FILE}", found.model_dump_json(by_alias=True, indent=1).encode()
