@@ -161,6 +161,8 @@ def count_tuned(
             ModelVersion.parent_id == parents.c.id,
             ModelVersion.gate == gates.c.gate,
         )
+        # Without an order PostgreSQL reads the whole table in the hope to meet so many soon.
+        .order_by(ModelVersion.created_at, ModelVersion.id)
         .limit(MAX_COUNTED)
         .correlate(parents, gates)
         .lateral()

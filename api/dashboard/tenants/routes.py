@@ -11,7 +11,11 @@ from starlette.responses import RedirectResponse, Response
 from api.dashboard.forms import InvalidForm, read_form
 from api.dashboard.pages import render
 from api.dashboard.tenants.tenant_list import TenantSearch, list_tenants
-from api.dashboard.tenants.tenant_page import read_months, read_tenant_page
+from api.dashboard.tenants.tenant_page import (
+    read_months,
+    read_risk_page,
+    read_tenant_page,
+)
 from api.dashboard.viewer import CheckedForm, StaffDep, Viewer, ViewerDep
 from api.deps import SessionDep, StorageDep
 from api.keys import service as keys
@@ -105,6 +109,14 @@ def show_usage(
         viewer=viewer,
         months=read_months(session, project_id),
         project_id=project_id,
+    )
+
+
+@router.get("/tenants/{project_id}/risk")
+def show_risk(request: Request, session: SessionDep, viewer: StaffDep, project_id: str) -> Response:
+    """Show a tenant's cumulative risk with the jobs behind it: apart, for it reads all models of a month."""
+    return render(
+        request, "_tenant_risk.html", viewer=viewer, page=read_risk_page(session, project_id)
     )
 
 

@@ -1,4 +1,4 @@
-"""One tenant's page: use, keys, risk with the jobs behind it, policy, webhooks, and the months before."""
+"""One tenant's page: use, keys, policy, webhooks; and apart, for they read much: its months, and its risk."""
 
 from __future__ import annotations
 
@@ -63,17 +63,20 @@ class TenantPage:
     defaults: dict[str, int]
     keys: tuple[ApiKey, ...]
     has_more_keys: bool
-    risk: TenantRisk
-    steps: tuple[RiskStep, ...]
-    risk_line: RiskLine | None
-    window_start: datetime
     policy: SafetyPolicy
     endpoints: tuple[Endpoint, ...]
 
-    @property
-    def risk_limit(self) -> float | None:
-        """The policy's limit for the risk, if it has one."""
-        return self.policy.parsed().max_tenant_risk
+
+@dataclass(frozen=True, slots=True)
+class RiskPage:
+    """A tenant's cumulative risk: the present one, and the decisions that make it."""
+
+    risk: TenantRisk
+    limit: float | None
+    steps: tuple[RiskStep, ...]
+    line: RiskLine | None
+    #: What was decided before counts no more.
+    window_start: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,6 @@ def read_tenant_page(session: Session, project_id: str) -> TenantPage:
     counted = session.get(ProjectUse, project.id)
     limits = limits_of(session, project)
     keys, has_more = list_keys(session, project_id=project.id, after=None, limit=MAX_KEYS)
-    steps = risk_history(session, project.id, at_most=MAX_STEPS)
-    policy = current_policy(session, project.id)
     return TenantPage(
         project=project,
         # Fresh counts are exact and dear; between two of the sweeper's nobody sees the difference.
@@ -104,12 +105,26 @@ def read_tenant_page(session: Session, project_id: str) -> TenantPage:
         defaults=asdict(session.info.get(QUOTAS, Quotas())),
         keys=tuple(sorted(keys, key=lambda key: key.why_dead is not None)),
         has_more_keys=has_more,
-        risk=tenant_risk(session, project.id),
-        steps=tuple(steps),
-        risk_line=draw_risk(steps, policy.parsed().max_tenant_risk),
-        window_start=utc_now() - WINDOW,
-        policy=policy,
+        policy=current_policy(session, project.id),
         endpoints=_endpoints(session, project.id),
+    )
+
+
+def read_risk_page(session: Session, project_id: str) -> RiskPage:
+    """Work a tenant's risk out, and tell how it came about.
+
+    Raises:
+        ProjectNotFound: there is none.
+    """
+    project = get_project(session, project_id)
+    limit = current_policy(session, project.id).parsed().max_tenant_risk
+    steps = risk_history(session, project.id, at_most=MAX_STEPS)
+    return RiskPage(
+        risk=tenant_risk(session, project.id),
+        limit=limit,
+        steps=tuple(steps),
+        line=draw_risk(steps, limit),
+        window_start=utc_now() - WINDOW,
     )
 
 

@@ -155,6 +155,7 @@ def test_changes_a_quota(page: Page, site: Site, complaints: list[str]) -> None:
     page.goto("/dashboard/tenants")
     page.get_by_role("link", name="Acme Support").click()
     page.locator(".month-charts").wait_for()
+    page.get_by_role("region", name="Decisions that make the risk").wait_for()
     page.get_by_text("Change limits…").click()
     form = page.get_by_role("form", name="Change limits and priority")
     form.get_by_label("Jobs waiting").fill("7")

@@ -75,7 +75,12 @@ def key_of(session: Session, tenant: Tenant) -> ApiKey:
 class TestWho:
     def test_customers_do_not_get_in(self, customer: Tenant, sign_in: SignIn) -> None:
         client = sign_in(customer.token)
-        for part in (TENANTS, address(customer), address(customer, "usage")):
+        for part in (
+            TENANTS,
+            address(customer),
+            address(customer, "usage"),
+            address(customer, "risk"),
+        ):
             assert client.get(part).status_code == 403
 
     def test_nobody_gets_in_without_a_key(self, visitor: TestClient) -> None:
@@ -261,8 +266,10 @@ class TestTenantPage:
             evaluation.created_at = utc_now() - timedelta(days=2 - number)
             version.created_at = evaluation.created_at
         place.session.commit()
-        html = page.get(address(customer)).text
+        assert f'hx-get="{address(customer)}/risk"' in page.get(address(customer)).text
+        html = page.get(address(customer, "risk")).text
         text = text_of(html)
+        assert "<html" not in html
         # 10 for the attempt, 88 points of excess and 88 of drift above the aligned model's 2%.
         assert "Now 186 the policy sets no limit" in text
         assert re.search(r"ft:tiny:acme::1 1 d ago 90\.0% Blocked attempt 90\.0", text)
@@ -334,7 +341,7 @@ class TestTenantPage:
         place.session.commit()
         statements.clear()
         page.get(address(customer))
-        assert len(statements) <= 20
+        assert len(statements) <= 14
         assert not any("FROM jobs" in statement for statement in statements)
 
 
