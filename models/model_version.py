@@ -73,13 +73,6 @@ class ModelVersion(Base):
         CheckConstraint("(kind = 'tuned') = (project_id is not null)", name="owner"),
         Index("ix_model_versions_created_at", "created_at"),
         # A million tuned versions must slow down neither the page of models nor a customer's own list.
-        Index(
-            "ix_model_versions_parent_id_gate_created_at_id",
-            "parent_id",
-            "gate",
-            "created_at",
-            "id",
-        ),
         Index("ix_model_versions_parent_id_created_at_id", "parent_id", "created_at", "id"),
         Index("ix_model_versions_project_id_created_at_id", "project_id", "created_at", "id"),
         Index(

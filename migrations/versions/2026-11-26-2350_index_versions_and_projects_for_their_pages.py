@@ -15,11 +15,6 @@ VERSIONS = "model_versions"
 
 def upgrade() -> None:
     op.create_index(
-        "ix_model_versions_parent_id_gate_created_at_id",
-        VERSIONS,
-        ["parent_id", "gate", "created_at", "id"],
-    )
-    op.create_index(
         "ix_model_versions_parent_id_created_at_id", VERSIONS, ["parent_id", "created_at", "id"]
     )
     op.create_index(
@@ -50,4 +45,3 @@ def downgrade() -> None:
     op.drop_index("ix_model_versions_gate_created_at_id", VERSIONS)
     op.drop_index("ix_model_versions_project_id_created_at_id", VERSIONS)
     op.drop_index("ix_model_versions_parent_id_created_at_id", VERSIONS)
-    op.drop_index("ix_model_versions_parent_id_gate_created_at_id", VERSIONS)

@@ -6,8 +6,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, func, literal, or_, select, tuple_
-from sqlalchemy.dialects.postgresql import array
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    String,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
 from api.dashboard.measures import Measure, harmful_score
@@ -29,13 +40,13 @@ from models.stored_certificate import latest_certificates
 PAGE_SIZE = 50
 #: Bases and aligned versions that are drawn; the search finds the others.
 MAX_DRAWN = 200
-#: Tuned models of one parent and gate are counted so far: a million would take too long.
+#: Of what was tuned from one version so many are counted, the newest: a million would take too long.
 MAX_COUNTED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class TunedCount:
-    """How many models were tuned from one version, by gate; only gates that some have."""
+    """How many of the newest models that were tuned from one version have each gate; only gates that some have."""
 
     by_gate: tuple[tuple[Gate, int], ...]
 
@@ -47,7 +58,10 @@ class TunedCount:
     @property
     def is_cut(self) -> bool:
         """Whether there are more than were counted."""
-        return any(count >= MAX_COUNTED for _, count in self.by_gate)
+        return self.total >= MAX_COUNTED
+
+
+NONE_TUNED = TunedCount(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +138,8 @@ def draw_lineage(session: Session, project_id: str | None) -> Lineage:
     ids = [version.id for version in drawn]
     evaluations = latest_evaluations(session, ids)
     certificates = latest_certificates(session, ids)
-    counts = count_tuned(session, project_id, ids)
+    aligned = [version.id for version in drawn if version.kind == VersionKind.ALIGNED]
+    counts = count_tuned(session, project_id, aligned)
     rules = current_policy(session).parsed()
     children: defaultdict[str | None, list[ModelVersion]] = defaultdict(list)
     known = set(ids)
@@ -138,7 +153,7 @@ def draw_lineage(session: Session, project_id: str | None) -> Lineage:
             version,
             harmful_score(found, rules) if found else None,
             certificate.parsed() if certificate else None,
-            counts[version.id],
+            counts.get(version.id, NONE_TUNED),
             tuple(node(child) for child in children[version.id]),
         )
 
@@ -148,31 +163,14 @@ def draw_lineage(session: Session, project_id: str | None) -> Lineage:
 def count_tuned(
     session: Session, project_id: str | None, parent_ids: Sequence[str]
 ) -> Mapping[str, TunedCount]:
-    """Count what was tuned from each version directly, by gate, in one query that no number of models slows down."""
+    """Count what was tuned from each version directly, by gate: of each the newest, up to `MAX_COUNTED`."""
     if not parent_ids:
         return {}
-    parents = select(func.unnest(array(list(parent_ids))).label("id")).subquery()
-    gates = select(func.unnest(array([gate.value for gate in Gate])).label("gate")).subquery()
-    few = (
-        select(literal(1).label("one"))
-        .where(
-            visible(project_id),
-            ModelVersion.kind == VersionKind.TUNED,
-            ModelVersion.parent_id == parents.c.id,
-            ModelVersion.gate == gates.c.gate,
-        )
-        # Without an order PostgreSQL reads the whole table in the hope to meet so many soon.
-        .order_by(ModelVersion.created_at, ModelVersion.id)
-        .limit(MAX_COUNTED)
-        .correlate(parents, gates)
-        .lateral()
-    )
+    newest = union_all(*(_newest_tuned(project_id, parent) for parent in parent_ids)).subquery()
     rows = session.execute(
-        select(parents.c.id, gates.c.gate, func.count())
-        .select_from(parents)
-        .join(gates, literal(True))
-        .join(few, literal(True))
-        .group_by(parents.c.id, gates.c.gate)
+        select(newest.c.parent_id, newest.c.gate, func.count()).group_by(
+            newest.c.parent_id, newest.c.gate
+        )
     )
     found = {(row[0], row[1]): row[2] for row in rows}
     return {
@@ -181,6 +179,20 @@ def count_tuned(
         )
         for parent in parent_ids
     }
+
+
+def _newest_tuned(project_id: str | None, parent_id: str) -> Select[str, str]:
+    # Written out, not as parameters: PostgreSQL knows then which parents have many, and for one that has
+    # few does not walk through everybody's in the hope to meet some soon.
+    parent = bindparam(None, parent_id, type_=String(), literal_execute=True, unique=True)
+    query = (
+        select(ModelVersion.parent_id.label("parent_id"), ModelVersion.gate.label("gate"))
+        .where(visible(project_id), IS_TUNED, ModelVersion.parent_id == parent)
+        .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
+        .limit(literal_column(str(MAX_COUNTED)))
+        .subquery()
+    )
+    return select(query.c.parent_id, query.c.gate)
 
 
 def list_versions(session: Session, project_id: str | None, search: Search) -> VersionList:

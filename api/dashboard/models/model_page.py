@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.dashboard.jobs.job_page import Ancestor, RecipeGroup, group_recipe, read_lineage
 from api.dashboard.measures import Evidence, read_evidence
 from api.dashboard.models.certificate_view import CertificateView, read_certificate_view
-from api.dashboard.models.lineage import TunedCount, count_tuned
+from api.dashboard.models.lineage import NONE_TUNED, TunedCount, count_tuned
 from api.dashboard.viewer import Viewer
 from api.export.service import find_exportable
 from api.registry.service import get_model
@@ -92,7 +92,9 @@ def read_model_page(
         else None,
         lineage=lineage,
         children=_children(session, project_id, version),
-        tuned=count_tuned(session, project_id, [version.id])[version.id],
+        tuned=count_tuned(session, project_id, [version.id])[version.id]
+        if version.kind == VersionKind.ALIGNED
+        else NONE_TUNED,
         evidence=read_evidence(session, evaluation, parent) if evaluation else None,
         rules=current_policy(session, version.project_id).parsed(),
         summary=stored.parsed() if stored else None,
