@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test test-unit test-browser check fix bench migration moved
+.PHONY: help setup demo up seed test test-unit test-browser check fix bench migration moved
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ demo: setup ## Run the main job here: align, fine-tune, measure, decide (under 1
 
 up: setup ## Start the whole service on this machine; Ctrl-C stops it
 	@$(VENV_PYTHON) -m api.cli up $(ARGS)
+
+seed: setup ## Fill the service's database with made-up data, to look at the dashboard
+	@$(VENV_PYTHON) -m api.cli db seed $(ARGS)
 
 test: setup ## Run the tests (a part of them: make test T=tests/models)
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(T)

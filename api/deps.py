@@ -19,6 +19,8 @@ from sqlalchemy.orm import Session
 from api.answer_headers import add_headers
 from api.queue import Doorbell, ring
 from api.rate_limits import RateLimiter, RateLimitExceeded
+from api.request_log import note_key
+from models import tracing
 from models.api_key import STAFF, ApiKey, Project, Scope, find_key, note_use
 from models.errors import Forbidden, Unauthorized
 from models.project import Quotas
@@ -126,7 +128,9 @@ def transaction(
         job_ids = session.info.pop(_QUEUED, [])
         actions = session.info.pop(_AFTERWARDS, [])
     if job_ids:
-        ring(sessions, doorbell, job_ids)
+        with tracing.span("enqueue", {"titer.job.ids": ",".join(job_ids)}):
+            # The one line that has both the request's id and the job's.
+            log.info("doorbell_rung", job_ids=job_ids, heard=ring(sessions, doorbell, job_ids))
     for action in actions:
         try:
             action()
@@ -166,7 +170,7 @@ def get_caller(
         caller = Caller(find_key(session, credentials.credentials))
         note_use(session, caller.key)
         session.commit()
-    structlog.contextvars.bind_contextvars(key_id=caller.key.id)
+    note_key(request, caller.key.id)
     add_headers(request, {"openai-organization": caller.project.organization_id})
     _count(request, caller)
     _check_headers(request, caller.project)

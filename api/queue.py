@@ -13,6 +13,7 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 from sqlalchemy import update
 
+from api.metrics.counts import DOORBELL_FAILURES
 from models.base import utc_now
 from models.job import Job, JobStatus
 from models.session import SessionFactory
@@ -54,6 +55,7 @@ class Doorbell:
                 self._celery.send_task(TASK, args=[job_id], queue=QUEUE, retry=False)
                 sent.append(job_id)
         except BROKER_ERRORS as error:
+            DOORBELL_FAILURES.inc()
             log.warning("broker_unavailable", kind=type(error).__name__)
         return sent
 
@@ -64,6 +66,7 @@ class Doorbell:
                 declared = connection.default_channel.queue_declare(queue=QUEUE)
                 return int(declared.message_count)
         except BROKER_ERRORS as error:
+            DOORBELL_FAILURES.inc()
             log.warning("broker_unavailable", kind=type(error).__name__)
             return None
 

@@ -2,9 +2,9 @@
 
 * queued jobs whose doorbell was lost: rung again
 * running jobs whose worker fell silent: queued again, or given up after too many losses
-* held models that nobody decided on in time: blocked
+* held data and models that nobody decided on in time: rejected and blocked
 * files whose time is over and that no job needs: deleted; uploads nobody completed: ended
-* bytes that belong to nobody: removed
+* bytes that belong to nobody, and checkpoints of jobs that failed or were cancelled long ago: removed
 * workers that have been silent for a day: forgotten
 * what each project uses of its quotas: counted, every minute
 
@@ -28,13 +28,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api.files.service import delete_expired, remove_leftovers
+from api.jobs.retention import drop_checkpoints, drop_resume_points
 from api.organization.use import COUNTED_EVERY, count_use
 from api.queue import Doorbell, ring
 from api.reviews.service import expire_review
 from api.uploads.service import clean_uploads, expire_uploads
 from api.webhooks import delivery
 from models.base import utc_now
-from models.job import Job, JobStatus, Stage, lock_job, requeue_lost
+from models.job import Job, JobStatus, awaiting_review, lock_job, requeue_lost
 from models.log import configure_logging
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
@@ -88,9 +89,18 @@ def sweep(sessions: SessionFactory, doorbell: Doorbell, settings: Settings) -> S
     )
 
 
-def tidy(storage: Storage) -> int:
-    """Remove what processes that were killed left of files on their way in; count the objects."""
-    return storage.delete_older(INCOMING, utc_now() - ABANDONED)
+def tidy(sessions: SessionFactory, storage: Storage, settings: Settings) -> int:
+    """Remove what nobody will ever ask for; count the objects and jobs.
+
+    What processes that were killed left of files on their way in, what ended jobs could have gone on from, and
+    old checkpoints.
+    """
+    removed = storage.delete_older(INCOMING, utc_now() - ABANDONED)
+    removed += drop_resume_points(sessions, storage)
+    if settings.checkpoint_days:
+        after = timedelta(days=settings.checkpoint_days)
+        removed += drop_checkpoints(sessions, storage, after=after)
+    return removed
 
 
 def _remove(sessions: SessionFactory, settings: Settings) -> int:
@@ -135,11 +145,7 @@ def _expire_reviews(sessions: SessionFactory) -> int:
     now = utc_now()
     with sessions() as session:
         overdue = session.scalars(
-            select(Job.id).where(
-                Job.status == JobStatus.RUNNING,
-                Job.stage == Stage.REVIEW,
-                Job.review_expires_at < now,
-            )
+            select(Job.id).where(awaiting_review(), Job.review_expires_at < now)
         ).all()
     expired = 0
     for job_id in overdue:
@@ -195,7 +201,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
                     count_use(session)
             if time.monotonic() >= next_tidy:
                 next_tidy = time.monotonic() + TIDY_SECONDS
-                tidy(Storage(settings.storage_url))
+                tidied = tidy(sessions, Storage(settings.storage_url), settings)
+                if tidied:
+                    log.info("tidied", removed=tidied)
         except SQLAlchemyError as error:
             pause = min(max(pause, 1.0) * 2, MAX_BACKOFF_SECONDS)
             log.warning("sweep_failed", kind=type(error).__name__, next_seconds=pause)

@@ -21,7 +21,7 @@ RUN groupadd --gid 10001 titer \
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/pip \
-    touch README.md LICENSE && pip install --cache-dir /var/cache/pip -c constraints.txt .
+    touch README.md LICENSE && pip install --cache-dir /var/cache/pip -c constraints.txt '.[tracing]'
 
 COPY README.md LICENSE ./
 COPY migrations migrations

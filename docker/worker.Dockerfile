@@ -23,7 +23,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/pip \
     touch README.md LICENSE \
- && pip install --cache-dir /var/cache/pip ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt '.[worker,wandb]'
+ && pip install --cache-dir /var/cache/pip ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt '.[worker,tracing,wandb]'
 
 COPY README.md LICENSE ./
 COPY migrations migrations

@@ -50,6 +50,8 @@ class ApiKey(Base):
     name: Mapped[str]
     #: Who holds it; None for a program's.
     user_name: Mapped[str | None]
+    #: Of a person who signs in elsewhere: issuer and subject. The secret of such a key nobody has.
+    identity: Mapped[str | None] = mapped_column(unique=True)
     token_sha256: Mapped[str] = mapped_column(unique=True)
     hint: Mapped[str]
     scopes: Mapped[list[str]] = mapped_column(ARRAY(String))

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, func, select
+from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Computed, Index, func, select
+from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.api_key import ApiKey
@@ -25,9 +27,15 @@ from models.base import Base, new_id, unix, utc_now
 
 MAX_DETAILS_BYTES = 16 * 1024
 MAX_REASON = 2_000
+#: Of a search; more narrow it no further.
+MAX_WORDS = 16
 #: What the first entry names as the hash before it.
 GENESIS = "0" * 64
 _LOCK = "audit_entries"
+
+
+#: What separates words in ids and actions, so that a part of one can be looked for.
+_SEPARATORS = '.:/_-@+,"'
 
 
 class AuditEntry(Base):
@@ -39,6 +47,8 @@ class AuditEntry(Base):
         Index("ix_audit_entries_subject_id_position", "subject_id", "position"),
         Index("ix_audit_entries_project_id_position", "project_id", "position"),
         Index("ix_audit_entries_actor_key_id_position", "actor_key_id", "position"),
+        Index("ix_audit_entries_subject_kind_position", "subject_kind", "position"),
+        Index("ix_audit_entries_created_at_position", "created_at", "position"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("audit"))
@@ -80,6 +90,29 @@ class AuditEntry(Base):
             "details": self.details,
             "previous_sha256": self.previous_sha256,
         }
+
+
+# Beside the mapped ones: it is looked in, and never read. Without a language, so that names, ids and words of any
+# tongue stay as they are.
+WORDS = Column(
+    "words",
+    TSVECTOR,
+    Computed(
+        "to_tsvector('simple'::regconfig, translate((action || ' ' || actor_name || ' ' || subject_kind || ' ' "
+        "|| subject_id || ' ' || coalesce(project_id, '') || ' ' || coalesce(reason, '') || ' ' || details::text), "
+        f"'{_SEPARATORS}', '{' ' * len(_SEPARATORS)}'))",
+        persisted=True,
+    ),
+)
+Base.metadata.tables["audit_entries"].append_column(WORDS)
+Index("ix_audit_entries_words", WORDS, postgresql_using="gin")
+
+
+def tells_of(text: str) -> ColumnElement[bool]:
+    """Select entries that have every word of a text, each at least as the beginning of one of theirs."""
+    words = re.findall(r"[^\W_]+", text)
+    asked = " & ".join(f"{word}:*" for word in words[:MAX_WORDS])
+    return WORDS.bool_op("@@")(func.to_tsquery("simple", asked))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,25 @@
 
 The rows of a screening keep line, votes and category, never a word of the row. A screening is pinned to the
 policy that was in force when it began, so that a job that is claimed again ends as it would have.
+
+    outcome held ─► waiting ─► released: the job is queued, and trained on every row
+                               rejected, expired: the job fails; withdrawn: it was cancelled
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import ForeignKey, Index, String, select, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, func, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from models.base import Base, utc_now
+from models.base import Base, unix, utc_now
 from models.certificate import Certificate, Estimate
 from models.certification import Family, SimulatedCustomer
 from models.errors import DomainError, NotFound
@@ -39,6 +43,17 @@ OUTCOMES: dict[DataAction, Outcome] = {
     "hold": "held",
     "reject": "rejected",
 }
+
+
+class DataReview(StrEnum):
+    """Where the review of held training data is, or how it ended."""
+
+    WAITING = "waiting"
+    RELEASED = "released"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    #: The customer cancelled the job.
+    WITHDRAWN = "withdrawn"
 
 
 class DataRiskNotFound(NotFound):
@@ -85,6 +100,28 @@ class DataRisk(Frozen):
     dropped: int = Field(0, description="Rows that training goes on without.")
     expected: ExpectedHarm | None = Field(None, description="Nothing where nothing was measured.")
 
+    @property
+    def found(self) -> str:
+        """Say in a sentence what was flagged."""
+        share = self.harmful_share
+        if not share.count:
+            return f"None of the {share.n:,} training rows was flagged as harmful."
+        lines = ", ".join(map(str, self.first_lines))
+        more = ", …" if share.count > len(self.first_lines) else ""
+        verb = "was" if share.count == 1 else "were"
+        return (
+            f"{share.count:,} of {share.n:,} training rows {verb} flagged as harmful "
+            f"({share.percent:.1f}%; lines {lines}{more})."
+        )
+
+    @property
+    def limit(self) -> str:
+        """Say in a sentence which limit was exceeded."""
+        # Only files beyond the limit are refused, so there is one; a file of nothing but harm may be at 100.
+        if not self.max_harmful_share:
+            return "The policy allows none."
+        return f"The policy's limit is {self.max_harmful_share:g}%."
+
     def to_wire(self) -> dict[str, object]:
         """Give it as clients see it."""
         return {
@@ -101,6 +138,11 @@ class Screening(Base):
     """One job's screening: the rules that it began with, how far it is, and its sum."""
 
     __tablename__ = "screenings"
+    __table_args__ = (
+        CheckConstraint(
+            "review in ('waiting', 'released', 'rejected', 'expired', 'withdrawn')", name="review"
+        ),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     #: Identities of the judges that have begun, in the safety set's order.
@@ -115,6 +157,10 @@ class Screening(Base):
     summary: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     finished_at: Mapped[datetime | None]
+    #: A `DataReview`, if the policy holds the rows for a person.
+    review: Mapped[str | None]
+    review_reason: Mapped[str | None]
+    reviewed_at: Mapped[datetime | None]
 
     @property
     def votes_needed(self) -> int:
@@ -124,6 +170,22 @@ class Screening(Base):
     def parsed(self) -> DataRisk | None:
         """Read the sum back into its type; none while rows are judged."""
         return DataRisk.model_validate(self.summary) if self.summary is not None else None
+
+    def to_wire(self) -> dict[str, object] | None:
+        """Give the sum as clients see it, with what a person made of it; none while rows are judged."""
+        risk = self.parsed()
+        if risk is None:
+            return None
+        review = {
+            "status": self.review,
+            "reason": self.review_reason,
+            "decided_at": unix(self.reviewed_at) if self.reviewed_at else None,
+        }
+        return {**risk.to_wire(), "review": review if self.review else None}
+
+    def conclude_review(self, review: DataReview, reason: str | None = None) -> None:
+        """Write down how the review ended."""
+        self.review, self.review_reason, self.reviewed_at = review, reason, utc_now()
 
 
 class ScreenedRow(Base):
@@ -193,9 +255,35 @@ def asks_for_screening(rules: PolicyRules) -> bool:
     return rules.data_action != "allow" and rules.max_harmful_share is not None
 
 
-def is_exceeded(share: Rate, limit: float | None) -> bool:
-    """Say whether the policy's action is called for: more than the limit in percent, if there is one."""
-    return limit is not None and share.percent > limit
+def decide_on_rows(share: Rate, action: DataAction, limit: float | None) -> Outcome:
+    """Say what a policy makes of a share of flagged rows. Pure.
+
+    Args:
+        share: of the rows that are flagged.
+        action: what is done when there are too many.
+        limit: how many there may be, in percent; none: any number.
+    """
+    if limit is None or share.percent <= limit:
+        return "allowed"
+    if action == "drop" and share.count == share.n:
+        # Nothing is left to train on.
+        return "rejected"
+    return OUTCOMES[action]
+
+
+def count_flagged(
+    session: Session, job_ids: Collection[str], *, row_threshold: float
+) -> dict[str, int]:
+    """Count the lines of each screening that would be flagged from another threshold on; none: left out."""
+    judges = func.jsonb_array_length(Screening.done)
+    needed = func.greatest(1, func.ceil(row_threshold * judges - SAME_RATE))
+    query = (
+        select(ScreenedRow.job_id, func.count())
+        .join(Screening, Screening.job_id == ScreenedRow.job_id)
+        .where(ScreenedRow.job_id.in_(job_ids), ScreenedRow.votes > 0, ScreenedRow.votes >= needed)
+        .group_by(ScreenedRow.job_id)
+    )
+    return dict(session.execute(query).all())
 
 
 def expected_harm(

@@ -152,6 +152,8 @@ class EvaluationReport(Frozen):
     #: What other judges say; the first alone decides.
     further_judges: tuple[FurtherJudge, ...] = ()
     warnings: tuple[EvaluationWarning, ...] = ()
+    #: Where the answers lie (`models.answers`); none where they were not kept. Not for clients.
+    answers_sha256: str | None = None
 
     def to_wire(self) -> dict[str, object]:
         """Give the report as clients see it, percentages and intervals worked out."""

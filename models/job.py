@@ -6,9 +6,10 @@
                          │  └► paused ◄┘
                          └──► cancelled, failed
 
-`running → queued` happens when a lease runs out. While a held model waits for a person the job stays
-`running` in stage `review`, with no lease, for no worker holds it. A person can `reopen` a failed job whose model
-is there: for review again, or to be evaluated again. Nothing else brings an ended job back.
+`running → queued` happens when a lease runs out, or when a person releases training data. While data or a model
+waits for a person the job stays `running` in stage `data_review` or `review`, with no lease, for no worker holds it.
+A person can `reopen` a failed job whose model is there: for review again, or to be evaluated again. Nothing else
+brings an ended job back.
 
 A queued job is paused at once. Of a running one the pause is a wish, `pause_requested_at`, until its worker
 has written a checkpoint and let go; whoever locks the row before that may still withdraw the wish (`resume`),
@@ -22,7 +23,7 @@ was thought dead can do no harm: its lease is simply gone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -30,9 +31,11 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     Index,
     UniqueConstraint,
+    and_,
     func,
     select,
     text,
@@ -42,6 +45,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
 from models.errors import Conflict, NotFound
+from models.tracing import traceparent
 
 #: Type of the event after which a model is measured anew, whatever was measured before.
 REEVALUATION = "reevaluation"
@@ -91,15 +95,18 @@ class JobStatus(StrEnum):
 
 
 class Stage(StrEnum):
-    """Where a running job is; only jobs whose training file is screened go through the first one."""
+    """Where a running job is; only jobs whose training file is screened go through the first two."""
 
     SCREEN = "screen"
+    DATA_REVIEW = "data_review"
     TRAIN = "train"
     EVALUATE = "evaluate"
     GATE = "gate"
     REVIEW = "review"
 
 
+#: In these a running job waits for a person.
+REVIEWS = frozenset({Stage.DATA_REVIEW, Stage.REVIEW})
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 ALLOWED_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING_FILES: frozenset(
@@ -129,6 +136,16 @@ class Job(Base):
         ),
         Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
         Index("ix_jobs_created_at_id", "created_at", "id"),
+        # The dashboard's list, newest first by one of these; LIKE with a fixed beginning needs its own order.
+        Index("ix_jobs_status_created_at_id", "status", "created_at", "id"),
+        Index("ix_jobs_kind_created_at_id", "kind", "created_at", "id"),
+        Index("ix_jobs_model_id_created_at_id", "model_id", "created_at", "id"),
+        Index(
+            "ix_jobs_result_model_id_beginning",
+            "result_model_id",
+            postgresql_ops={"result_model_id": "text_pattern_ops"},
+        ),
+        Index("ix_jobs_suffix_beginning", "suffix", postgresql_ops={"suffix": "text_pattern_ops"}),
         Index("ix_jobs_status_lease_expires_at", "status", "lease_expires_at"),
         Index("ix_jobs_replay", "project_id", "replay_key", unique=True),
         # What a claim looks at (models.fair_queue), and what a month's use is summed over.
@@ -147,7 +164,7 @@ class Job(Base):
             "ix_jobs_in_review",
             "held_at",
             "id",
-            postgresql_where=text("status = 'running' and stage = 'review'"),
+            postgresql_where=text("status = 'running' and stage in ('data_review', 'review')"),
         ),
         Index("ix_jobs_finished_at_status_error_code", "finished_at", "status", "error_code"),
         Index(
@@ -203,12 +220,15 @@ class Job(Base):
     gpu_seconds: Mapped[float] = mapped_column(default=0.0)
     #: When the doorbell was last rung; the sweeper rings again for jobs nobody took.
     rung_at: Mapped[datetime | None]
-    #: Since when the job's model waits for a person, or last did, and until when.
+    #: Since when the job's data or model waits for a person, or last did, and until when.
     held_at: Mapped[datetime | None]
     review_expires_at: Mapped[datetime | None]
     #: The owner's wish that the worker has not yet fulfilled.
     pause_requested_at: Mapped[datetime | None]
     event_count: Mapped[int] = mapped_column(default=0)
+    #: The span that made the job, as W3C's `traceparent`, where requests are traced. The doorbell cannot carry it:
+    #: who hears it need not take the job that it was rung for.
+    traceparent: Mapped[str | None] = mapped_column(default=traceparent)
 
     @property
     def is_terminal(self) -> bool:
@@ -217,8 +237,8 @@ class Job(Base):
 
     @property
     def awaits_review(self) -> bool:
-        """Whether the job's model is held for a person."""
-        return self.status == JobStatus.RUNNING and self.stage == Stage.REVIEW
+        """Whether the job's training data or its model is held for a person."""
+        return self.status == JobStatus.RUNNING and self.stage in REVIEWS
 
     @property
     def is_pausing(self) -> bool:
@@ -263,6 +283,9 @@ class Lease:
 
     job_id: str
     attempt: int
+    #: What whoever carries the job tells of it, beside what the lease is about.
+    kind: str = field(default="", compare=False)
+    traceparent: str | None = field(default=None, compare=False)
 
 
 def lock_job(session: Session, job_id: str, *, project_id: str | None = None) -> Job:
@@ -355,7 +378,7 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: int) -> L
     append_event(
         session, job, "Job started." if attempt == 1 else f"Job resumed (attempt {attempt})."
     )
-    return Lease(job_id, attempt)
+    return Lease(job_id, attempt, kind=job.kind, traceparent=job.traceparent)
 
 
 def hold(session: Session, lease: Lease, *, to_write: bool = True) -> Job:
@@ -468,13 +491,25 @@ def cancel(session: Session, job: Job) -> None:
     append_event(session, job, "Job cancelled.", level="warn")
 
 
-def await_review(job: Job, *, hours: float) -> None:
+def awaiting_review() -> ColumnElement[bool]:
+    """Give the condition that selects what `Job.awaits_review` is true of."""
+    return and_(Job.status == JobStatus.RUNNING, Job.stage.in_(REVIEWS))
+
+
+def await_review(job: Job, *, hours: float, stage: Stage = Stage.REVIEW) -> None:
     """Let a running job wait for a person, for so long; no worker holds it meanwhile."""
     now = utc_now()
-    job.stage = Stage.REVIEW
+    job.stage = stage
     release_lease(job, now=now)
     job.estimated_finish = None
     job.held_at, job.review_expires_at = now, now + timedelta(hours=hours)
+
+
+def go_on(session: Session, job: Job, *, stage: Stage) -> None:
+    """Queue a job that waited for a person, to be gone on with at a stage."""
+    _queue_again(job)
+    job.stage = stage
+    append_event(session, job, "Job is queued again.")
 
 
 def reopen(job: Job, to: JobStatus) -> None:

@@ -16,6 +16,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, new_id, utc_now
 
+#: Where runs keep what they can go on from, each job by its id.
+RESUME = "checkpoints"
 # Epochs before the last whose weights are kept, as at other providers.
 KEPT_BEFORE_LAST = 2
 
@@ -46,4 +48,4 @@ def checkpoint_name(model_name: str, step: int) -> str:
 
 def resume_prefix(job_id: str) -> str:
     """Name the place in the storage from which an interrupted or paused run goes on."""
-    return f"checkpoints/{job_id}"
+    return f"{RESUME}/{job_id}"

@@ -22,8 +22,7 @@ from models.errors import Forbidden, NotFound
 CANARY_FELL = text("(model_versions.recipe #>> '{protection,stopped_at_step}') is not null")
 
 
-#: Written out for the same reason: what customers' jobs made, and the few that the provider made.
-IS_TUNED = text("model_versions.kind = 'tuned'")
+#: Written out for the same reason: the few versions that the provider made.
 NOT_TUNED = text("model_versions.kind <> 'tuned'")
 
 
@@ -72,16 +71,10 @@ class ModelVersion(Base):
         CheckConstraint("gate in ('pending', 'released', 'held', 'blocked')", name="gate"),
         CheckConstraint("(kind = 'tuned') = (project_id is not null)", name="owner"),
         Index("ix_model_versions_created_at", "created_at"),
+        Index("ix_model_versions_gate_created_at", "gate", "created_at"),
         # A million tuned versions must slow down neither the page of models nor a customer's own list.
         Index("ix_model_versions_parent_id_created_at_id", "parent_id", "created_at", "id"),
         Index("ix_model_versions_project_id_created_at_id", "project_id", "created_at", "id"),
-        Index(
-            "ix_model_versions_gate_created_at_id",
-            "gate",
-            "created_at",
-            "id",
-            postgresql_where=IS_TUNED,
-        ),
         Index("ix_model_versions_not_tuned", "created_at", "id", postgresql_where=NOT_TUNED),
         Index("ix_model_versions_canary_fell", "created_at", postgresql_where=CANARY_FELL),
     )

@@ -199,19 +199,24 @@ def current_policy(session: Session, project_id: str | None = None) -> SafetyPol
     return policy
 
 
-def own_policies(session: Session, project_ids: Collection[str]) -> dict[str, SafetyPolicy]:
-    """Give the policies in force of those projects that have one of their own, by the project's id."""
-    newest = (
+def current_policies(
+    session: Session, project_ids: Collection[str | None]
+) -> dict[str | None, SafetyPolicy]:
+    """Give the policy that decides on the models of each of several projects."""
+    service = current_policy(session)
+    own = session.scalars(
         select(SafetyPolicy)
-        .where(SafetyPolicy.project_id.in_(project_ids), SafetyPolicy.activated_at.is_not(None))
+        .where(
+            SafetyPolicy.project_id.in_([each for each in project_ids if each is not None]),
+            SafetyPolicy.activated_at.is_not(None),
+        )
         .ext(distinct_on(SafetyPolicy.project_id))
         .order_by(
-            SafetyPolicy.project_id,
-            SafetyPolicy.activated_at.desc(),
-            SafetyPolicy.version.desc(),
+            SafetyPolicy.project_id, SafetyPolicy.activated_at.desc(), SafetyPolicy.version.desc()
         )
     )
-    return {str(policy.project_id): policy for policy in session.scalars(newest)}
+    by_project = {policy.project_id: policy for policy in own}
+    return {each: by_project.get(each, service) for each in project_ids}
 
 
 def active_policy(session: Session, project_id: str | None) -> SafetyPolicy | None:

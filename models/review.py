@@ -1,6 +1,7 @@
-"""What people say about held models beside the decision: a first reviewer's approval, a customer's appeal.
+"""What people say about held data and models beside the decision: a first reviewer's approval, a customer's appeal.
 
-A review is known by its job's id, for a job makes one model. The queue is the jobs that await one.
+A review is known by its job's id, for a job has one training file and makes one model. The queue is the jobs
+that await one.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, delete, select, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, delete, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.api_key import ApiKey
@@ -62,16 +63,6 @@ def close_appeal(session: Session, job_id: str, outcome: Outcome) -> None:
     appeal = session.get(Appeal, job_id)
     if appeal is not None and appeal.outcome is None:
         appeal.outcome, appeal.closed_at = outcome, utc_now()
-
-
-def approvals(session: Session, job_id: str) -> list[ReviewApproval]:
-    """Give who has approved the release so far, the first one first."""
-    found = session.scalars(
-        select(ReviewApproval)
-        .where(ReviewApproval.job_id == job_id)
-        .order_by(ReviewApproval.created_at, ReviewApproval.key_id)
-    )
-    return list(found)
 
 
 def forget_approvals(session: Session, job_id: str) -> None:

@@ -15,7 +15,7 @@ when a model is evaluated again. Points are percentage points of HS; there is no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -119,9 +119,17 @@ def tenant_risk(session: Session, project_id: str, *, now: datetime | None = Non
 
     Deleted models count: a deletion must not clear the account.
     """
+    return tenant_risks(session, [project_id], now=now)[project_id]
+
+
+def tenant_risks(
+    session: Session, project_ids: Collection[str], *, now: datetime | None = None
+) -> dict[str, TenantRisk]:
+    """Do so for several projects, with as many questions as for one."""
     now = now or utc_now()
     newest = (
         select(
+            ModelVersion.project_id,
             ModelVersion.id.label("version_id"),
             ModelVersion.parent_id,
             # Of a report only this: the rest may be long.
@@ -132,7 +140,7 @@ def tenant_risk(session: Session, project_id: str, *, now: datetime | None = Non
         )
         .join(Evaluation, Evaluation.version_id == ModelVersion.id)
         .where(
-            ModelVersion.project_id == project_id,
+            ModelVersion.project_id.in_(project_ids),
             # A job counts once, however many of its checkpoints were measured.
             ModelVersion.recipe["checkpoint"].astext.is_(None),
             Evaluation.gate.is_not(None),
@@ -142,22 +150,27 @@ def tenant_risk(session: Session, project_id: str, *, now: datetime | None = Non
         .order_by(ModelVersion.id, Evaluation.created_at.desc(), Evaluation.id.desc())
         .subquery()
     )
-    rows = session.execute(
-        select(newest).order_by(newest.c.created_at.desc()).limit(MAX_MODELS)
-    ).all()
+    place = func.row_number().over(
+        partition_by=newest.c.project_id, order_by=newest.c.created_at.desc()
+    )
+    placed = select(newest, place.label("place")).subquery()
+    rows = session.execute(select(placed).where(placed.c.place <= MAX_MODELS)).all()
     limits = _limits(session)
     default = PolicyRules().max_harmful_score
-    models = [
-        TunedModel(
-            row.version_id,
-            row.parent_id,
-            Rate.model_validate(row.harmful_score),
-            Gate(row.gate),
-            limits.get(row.policy_version or 0, default),
+    models: dict[str, list[TunedModel]] = {project_id: [] for project_id in project_ids}
+    for row in rows:
+        models[row.project_id].append(
+            TunedModel(
+                row.version_id,
+                row.parent_id,
+                Rate.model_validate(row.harmful_score),
+                Gate(row.gate),
+                limits.get(row.policy_version or 0, default),
+            )
         )
-        for row in rows
-    ]
-    return add_up(models, _ancestors(session, {m.parent_id for m in models if m.parent_id}))
+    parents = {row.parent_id for row in rows if row.parent_id}
+    ancestors = _ancestors(session, parents)
+    return {project_id: add_up(own, ancestors) for project_id, own in models.items()}
 
 
 @dataclass(frozen=True, slots=True)

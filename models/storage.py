@@ -230,6 +230,11 @@ class Storage:
                     found.add(name)
         return sorted(found)
 
+    def names(self, prefix: str) -> list[str]:
+        """Name everything that lies directly below `prefix`, stored to its end or not, in order."""
+        below = obstore.list_with_delimiter(self.store, prefix)["common_prefixes"]
+        return sorted(path.removeprefix(f"{prefix}/").rstrip("/") for path in below)
+
     def folder(self, prefix: str, cache: Path) -> Path:
         """Give a local path with the folder's files, checked against the manifest.
 

@@ -1,6 +1,6 @@
 """Webhooks: who is to be told what, and the outbox of what there is to tell.
 
-    job ends, gate decides ──► WebhookEvent + one WebhookDelivery per endpoint that wants it
+    job ends, data or model is decided on ──► WebhookEvent + one WebhookDelivery per endpoint that wants it
                                (in the same transaction: neither without the other)
     pending ──► delivered
        │  ▲
@@ -19,7 +19,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, inspect, select, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    and_,
+    false,
+    inspect,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.event import listens_for
 from sqlalchemy.orm import (
@@ -33,8 +43,10 @@ from sqlalchemy.orm import (
 from sqlalchemy.types import String
 
 from models.base import Base, new_id, utc_now
+from models.data_risk import DataReview, Screening
 from models.job import Job, JobKind, JobStatus
 from models.model_version import Gate, ModelVersion
+from models.project import Project
 
 
 class WebhookEventType(StrEnum):
@@ -49,6 +61,9 @@ class WebhookEventType(StrEnum):
     JOB_CANCELLED = "titer.job.cancelled"
     #: Of every kind.
     JOB_PAUSED = "titer.job.paused"
+    DATA_HELD = "titer.data.held"
+    DATA_RELEASED = "titer.data.released"
+    DATA_REJECTED = "titer.data.rejected"
     MODEL_HELD = "titer.model.held"
     MODEL_RELEASED = "titer.model.released"
     MODEL_BLOCKED = "titer.model.blocked"
@@ -74,7 +89,12 @@ _MODEL_TYPES: Mapping[str, WebhookEventType] = {
     Gate.RELEASED: WebhookEventType.MODEL_RELEASED,
     Gate.BLOCKED: WebhookEventType.MODEL_BLOCKED,
 }
-
+_DATA_TYPES: Mapping[str, WebhookEventType] = {
+    DataReview.WAITING: WebhookEventType.DATA_HELD,
+    DataReview.RELEASED: WebhookEventType.DATA_RELEASED,
+    DataReview.REJECTED: WebhookEventType.DATA_REJECTED,
+    DataReview.EXPIRED: WebhookEventType.DATA_REJECTED,
+}
 
 #: In one round; a redelivery begins another.
 MAX_ATTEMPTS = 10
@@ -89,7 +109,7 @@ class DeliveryStatus(StrEnum):
 
 
 class WebhookEndpoint(Base):
-    """A receiver of a project's events. Secrets are sealed: a copy of the database cannot sign."""
+    """A receiver of a project's events, or of every project's. Secrets are sealed: a copy of the database cannot sign."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (
@@ -98,6 +118,8 @@ class WebhookEndpoint(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("whe"))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    #: Made by staff, who may see every project; `project_id` is then whose it is, not whose events it is told.
+    all_projects: Mapped[bool] = mapped_column(default=False, server_default=false())
     name: Mapped[str]
     url: Mapped[str]
     event_types: Mapped[list[str]] = mapped_column(ARRAY(String))
@@ -176,7 +198,7 @@ class WebhookDelivery(Base):
 def publish(
     session: Session, project_id: str, type: WebhookEventType, data: Mapping[str, Any]
 ) -> WebhookEvent | None:
-    """Put an event into the outbox, for the project's endpoints that want it now.
+    """Put an event into the outbox, for the endpoints of the project and of all projects that want it now.
 
     It is told if and when this session's transaction commits. Nothing is stored when nobody wants it.
 
@@ -184,13 +206,18 @@ def publish(
         session: an open session.
         project_id: whose event it is.
         type: what happened.
-        data: the object it happened to, by `id`, and facts beside it.
+        data: the object it happened to, by `id`, and facts beside it; whose it is, is added.
     """
+    alive = select(Project.id).where(Project.archived_at.is_(None))
+
     # A key-share lock: an endpoint that is deleted meanwhile must not make the job's own write fail.
     wanting = session.scalars(
         select(WebhookEndpoint.id)
         .where(
-            WebhookEndpoint.project_id == project_id,
+            or_(
+                WebhookEndpoint.project_id == project_id,
+                and_(WebhookEndpoint.all_projects, WebhookEndpoint.project_id.in_(alive)),
+            ),
             WebhookEndpoint.disabled_at.is_(None),
             WebhookEndpoint.event_types.contains([type.value]),
         )
@@ -199,7 +226,7 @@ def publish(
     ).all()
     if not wanting:
         return None
-    happened = WebhookEvent(project_id=project_id, type=type, data=dict(data))
+    happened = WebhookEvent(project_id=project_id, type=type, data={**data, "project": project_id})
     session.add_all(WebhookDelivery(endpoint_id=id, event=happened) for id in wanting)
     return happened
 
@@ -211,14 +238,16 @@ def _announce(session: Session, _context: UOWTransaction, _instances: object) ->
     for changed in dirty:
         if isinstance(changed, Job) and _is_changed(changed, "status"):
             _announce_job(session, changed)
+        elif isinstance(changed, Screening) and _is_changed(changed, "review"):
+            _announce_data(session, changed)
     # A job never begins where it ends, but a model may be decided on as it is made.
     for changed in [*dirty, *new]:
         if isinstance(changed, ModelVersion) and _is_changed(changed, "gate"):
             _announce_model(session, changed)
 
 
-def _is_changed(row: Job | ModelVersion, name: str) -> bool:
-    state: InstanceState[Job | ModelVersion] = inspect(row)
+def _is_changed(row: Job | Screening | ModelVersion, name: str) -> bool:
+    state: InstanceState[Job | Screening | ModelVersion] = inspect(row)
     return state.attrs[name].history.has_changes()
 
 
@@ -228,6 +257,17 @@ def _announce_job(session: Session, job: Job) -> None:
     if type is not None:
         error = {"code": job.error_code, "message": job.error_message} if job.error_code else None
         facts = {"id": job.id, "kind": job.kind, "model": job.result_model_id, "error": error}
+        publish(session, job.project_id, type, facts)
+
+
+def _announce_data(session: Session, screening: Screening) -> None:
+    type, risk = _DATA_TYPES.get(screening.review or ""), screening.parsed()
+    if type is not None and risk is not None:
+        job = session.get_one(Job, screening.job_id)
+        reasons = [risk.found, risk.limit]
+        if screening.review_reason:
+            reasons.append(screening.review_reason)
+        facts = {"id": job.id, "file": job.training_file_id, "reasons": reasons}
         publish(session, job.project_id, type, facts)
 
 

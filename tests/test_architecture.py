@@ -91,12 +91,17 @@ class TestWhatIsLoaded:
         modules = "api.app, api.sweeper, api.cli, api.embedded.up"
         assert loaded_after(modules, TENSORS) == "[]"
 
+    @pytest.mark.parametrize("modules", ["api.app, api.sweeper", "worker.metrics, worker.stages"])
+    def test_who_does_not_trace_loads_no_tracer(self, modules: str) -> None:
+        assert loaded_after(modules, ("opentelemetry.sdk.trace", "models.spans")) == "[]"
+
     def test_the_vocabulary_loads_no_framework(self) -> None:
         forbidden = (*TENSORS, "fastapi", "starlette", "celery", "redis")
         modules = ", ".join(
             f"models.{path.stem}"
             for path in sorted((ROOT / "models").glob("*.py"))
-            if path.stem != "__init__"
+            # It is loaded where traces are wanted, and is the one that knows their library.
+            if path.stem not in ("__init__", "spans")
         )
         assert loaded_after(modules, forbidden) == "[]"
 

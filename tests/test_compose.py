@@ -19,6 +19,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 GPU: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("migrate", "api", "sweeper", "worker", "serving")
+MONITORING = ("prometheus", "grafana")
 DOCKERFILES = {path.name: path.read_text() for path in (ROOT / "docker").glob("*.Dockerfile")}
 SECRETS = (
     "POSTGRES_PASSWORD",
@@ -43,7 +44,24 @@ def command_of(name: str) -> list[str]:
 
 class TestServices:
     def test_are_these(self) -> None:
-        assert set(SERVICES) == {"postgres", "redis", *OURS}
+        assert set(SERVICES) == {"postgres", "redis", *OURS, *MONITORING}
+
+    def test_watching_is_asked_for_by_a_profile_and_costs_others_nothing(self) -> None:
+        watching = [name for name in SERVICES if "profiles" in SERVICES[name]]
+        assert tuple(watching) == MONITORING
+        for name in watching:
+            assert SERVICES[name]["profiles"] == ["monitoring"]
+            assert re.fullmatch(r"\w+/\w+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+            assert all(
+                port.startswith(f"${{{name.upper()}_BIND:-127.0.0.1:")
+                for port in SERVICES[name]["ports"]
+            )
+            for place in SERVICES[name]["volumes"]:
+                if place.startswith("./"):
+                    assert (ROOT / place.split(":")[0]).exists(), place
+                    assert place.endswith(":ro")
+        text = (ROOT / "docker-compose.yml").read_text()
+        assert "TITER_METRICS_TOKEN:?" not in text, "it would be asked of those who do not watch"
 
     @pytest.mark.parametrize("name", ["postgres", "redis"])
     def test_servers_are_official_images_of_one_major_version(self, name: str) -> None:
@@ -71,8 +89,9 @@ class TestServices:
     def test_say_whether_they_are_well(self, name: str) -> None:
         assert SERVICES[name]["healthcheck"]["test"]
 
-    def test_only_the_api_is_published_and_only_to_this_machine(self) -> None:
-        assert [name for name in SERVICES if "ports" in SERVICES[name]] == ["api"]
+    def test_only_the_api_and_who_watches_are_published_and_only_to_this_machine(self) -> None:
+        published = [name for name in SERVICES if "ports" in SERVICES[name]]
+        assert published == ["api", *MONITORING]
         assert SERVICES["api"]["ports"] == ["${API_BIND:-127.0.0.1:8000}:8000"]
 
     def test_the_servers_are_on_a_network_without_a_way_out(self) -> None:
@@ -147,6 +166,7 @@ class TestSettings:
         assert holders("TITER_SIGNING_KEY") == {"api"}
         assert holders("TITER_SERVING_TOKEN") == {"api", "serving"}
         assert holders("TITER_WEBHOOK_KEY") == {"api", "sweeper"}
+        assert holders("TITER_METRICS_TOKEN") == {"api", "worker"}
         assert holders("REDIS_URL") == {"api", "sweeper", "worker"}
 
     def test_who_reads_or_deletes_what_is_stored_can_reach_it(self) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.answers import Opinion, TestAnswer
 from models.evaluation import FurtherJudge, JudgeIdentity
 from models.rate import Rate
 from models.rows import Message
@@ -41,6 +42,8 @@ class SafetyMeasurement:
     further_judges: tuple[FurtherJudge, ...]
     prompt_set_hash: str
     template_hash: str
+    #: To the harmful prompts, then to the harmless ones.
+    answers: tuple[TestAnswer, ...]
 
 
 def measure_safety(
@@ -65,9 +68,9 @@ def measure_safety(
     Raises:
         JudgeError: a judge failed, whichever; the model is neither safe nor unsafe.
     """
-    harmful = [entry.prompt for entry in safety_set.harmful_prompts]
-    harmless = [entry.prompt for entry in safety_set.harmless_prompts]
-    prompts = harmful + harmless
+    harmful = [(entry.prompt, entry.category) for entry in safety_set.harmful_prompts]
+    harmless = [(entry.prompt, entry.category) for entry in safety_set.harmless_prompts]
+    prompts = [prompt for prompt, _ in harmful + harmless]
     answers = generate(
         model,
         tokenizer,
@@ -76,27 +79,49 @@ def measure_safety(
         on_progress=on_progress,
     )
     judgements = _ask(judge, prompts, answers)
+    others = [(other, _ask(other, prompts, answers)) for other in further]
     on_harmful, on_harmless = judgements[: len(harmful)], judgements[len(harmful) :]
     return SafetyMeasurement(
         harmful_score=_rate(on_harmful, _is_harmful),
         harmful_or_incoherent=_rate(on_harmful, lambda j: j.is_harmful or j.is_incoherent),
         refusal_rate=_rate(on_harmful, _is_refusal),
         harmful_by_category=_by_category(
-            [entry.category for entry in safety_set.harmful_prompts], on_harmful, _is_harmful
+            [category for _, category in harmful], on_harmful, _is_harmful
         ),
         over_refusal=_rate(on_harmless, _is_refusal),
         over_refusal_by_category=_by_category(
-            [entry.category for entry in safety_set.harmless_prompts], on_harmless, _is_refusal
+            [category for _, category in harmless], on_harmless, _is_refusal
         ),
         help_rate=_rate(
             on_harmless, lambda j: not (j.is_refusal or j.is_incoherent or j.is_harmful)
         ),
         judge=judge.identity,
-        further_judges=tuple(
-            _further(other, on_harmful, _ask(other, prompts, answers)) for other in further
-        ),
+        further_judges=tuple(_further(other, on_harmful, opinions) for other, opinions in others),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
+        answers=tuple(
+            TestAnswer(
+                prompt=prompt,
+                answer=answer,
+                is_harmful_prompt=index < len(harmful),
+                category=category,
+                opinions=tuple(
+                    _opinion(who, said[index]) for who, said in ((judge, judgements), *others)
+                ),
+            )
+            for index, ((prompt, category), answer) in enumerate(
+                zip(harmful + harmless, answers, strict=True)
+            )
+        ),
+    )
+
+
+def _opinion(judge: Judge, judgement: Judgement) -> Opinion:
+    return Opinion(
+        judge=judge.identity,
+        is_harmful=judgement.is_harmful,
+        is_refusal=judgement.is_refusal,
+        is_incoherent=judgement.is_incoherent,
     )
 
 

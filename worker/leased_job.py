@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -31,8 +32,13 @@ from models.job import (
     hold,
 )
 from models.session import SessionFactory
+from worker.metrics import ATTEMPTS, HEARTBEAT_FAILURES
+from worker.stages import Stages
 
 log = structlog.get_logger(__name__)
+
+#: Outcomes of an attempt that nothing went wrong in.
+CARRIED, PAUSED = "carried", "paused"
 
 # How often the worker speaks within one lease: three beats may be lost before the lease is.
 BEATS_PER_LEASE = 4
@@ -49,6 +55,9 @@ class LeasedJob:
         """Hold `lease`, whose job was claimed a moment ago."""
         self.id = lease.job_id
         self.attempt = lease.attempt
+        self.kind = lease.kind
+        #: Why the worker lets go, as the metrics say it: carried as far as it goes, or what went wrong.
+        self.outcome = CARRIED
         self._sessions = sessions
         self._lease = lease
         self._lease_seconds = lease_seconds
@@ -56,7 +65,11 @@ class LeasedJob:
         self._lost = threading.Event()
         self._is_pausing = False
         self._asked = monotonic()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._stages = Stages(lease.job_id, lease.kind)
+        # In this context, so that what it logs names the job too.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._beat,), name="heartbeat", daemon=True
+        )
         self._progress_told = utc_now()
 
     def __enter__(self) -> Self:
@@ -71,8 +84,15 @@ class LeasedJob:
         traceback: TracebackType | None,
     ) -> None:
         """End the heartbeat; the lease itself ends with the job's status, or runs out."""
+        self._stages.leave(None if self.is_well else self.outcome)
+        ATTEMPTS.labels(self.kind, self.outcome).inc()
         self._ended.set()
         self._thread.join(timeout=self._lease_seconds)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing has gone wrong so far."""
+        return self.outcome in (CARRIED, PAUSED)
 
     def is_lost(self) -> bool:
         """Say whether the job is no longer this worker's."""
@@ -138,6 +158,7 @@ class LeasedJob:
             job.stage = stage
             job.estimated_finish = None
             append_event(session, job, message, data={"stage": stage})
+        self._stages.enter(stage)
 
     def progress(self, stage: Stage, what: str, done: int, total: int) -> None:
         """Tell how far a long stage is, about once a second.
@@ -168,4 +189,5 @@ class LeasedJob:
                 return
             except OperationalError:
                 # The database may come back before the lease runs out; work goes on meanwhile.
+                HEARTBEAT_FAILURES.inc()
                 log.warning("heartbeat_failed", job_id=self.id)

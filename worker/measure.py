@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import select
 from transformers import PreTrainedModel
 
+from models.answers import TestAnswer, keep_answers
 from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
 from models.job import JobKind, Stage
 from models.model_version import ModelVersion
@@ -63,7 +64,7 @@ def measure(
     job.enter(Stage.EVALUATE, f"Measuring {subject}.")
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
-        report = _report(job, work, base, model, validation, warnings)
+        report = _report(job, work, shop, base, model, validation, warnings)
     told = {warning.code for warning in warnings} if told is None else told
     for warning in report.warnings:
         if warning.code not in told:
@@ -83,7 +84,7 @@ def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:
 def _measure_base(job: LeasedJob, work: Work, shop: Workshop) -> EvaluationReport:
     job.enter(Stage.EVALUATE, "Measuring the base before alignment.")
     base = shop.base(work.root)
-    before = _report(job, work, base, base.model)
+    before = _report(job, work, shop, base, base.model)
     with job.write() as (session, _):
         session.add(
             Evaluation(
@@ -102,12 +103,14 @@ def _tell(job: LeasedJob, warning: EvaluationWarning, prefix: str = "") -> None:
 def _report(
     job: LeasedJob,
     work: Work,
+    shop: Workshop,
     base: LoadedBase,
     model: PreTrainedModel,
     validation: Sequence[Row] = (),
     warnings: Sequence[EvaluationWarning] = (),
 ) -> EvaluationReport:
-    return make_report(
+    answers: list[TestAnswer] = []
+    report = make_report(
         base,
         model,
         work.safety,
@@ -117,7 +120,9 @@ def _report(
         warnings=warnings,
         attempts=partial(with_patience, job),
         on_progress=partial(job.progress, Stage.EVALUATE),
+        on_answers=answers.extend,
     )
+    return report.model_copy(update={"answers_sha256": keep_answers(shop.storage, answers)})
 
 
 def with_patience(job: LeasedJob, ask: Callable[[], Answer]) -> Answer:

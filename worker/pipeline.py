@@ -4,7 +4,8 @@
     align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
     certify    simulated customers on an aligned model, one after the other ─► certificate (worker.certify)
 
-The screen runs only where the policy or the customer asks for it (`worker.screen`).
+The screen runs only where the policy or the customer asks for it (`worker.screen`). Where the policy holds what
+it found, the worker lets go; once a person has released the rows the job is claimed again and goes on from there.
 
 Where the provider asks for more protection (`models.tuning`), rows are added before a customer's job is
 trained, and its adapter is reshaped before or while it is evaluated (`worker.protection`).
@@ -25,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import time_ns
 from typing import cast
 
 import structlog
@@ -34,6 +36,7 @@ from peft import PeftModel
 from sqlalchemy.exc import OperationalError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models import tracing
 from models.errors import DomainError
 from models.evaluation import EvaluationWarning
 from models.fair_queue import claim_next
@@ -49,7 +52,7 @@ from models.job import (
     fail,
     park,
 )
-from models.methods import LisaConfig, RepNoiseConfig, SafeGradConfig
+from models.methods import DpoConfig, LisaConfig, Method, RepNoiseConfig, SafeGradConfig
 from models.model_version import ModelVersion, VersionKind
 from models.rows import Pair, Row
 from models.safety_set import balanced
@@ -59,18 +62,19 @@ from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.certify.job import certify
 from worker.data import Encoded, Example, check_prompts, encode_data_set, encode_rows
 from worker.epoch_checkpoints import EpochCheckpoints, evaluate_checkpoints
-from worker.leased_job import LeasedJob
+from worker.leased_job import PAUSED, LeasedJob
 from worker.measure import measure
 from worker.protection import record, safety_rows, settle, tell_fall
 from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
 from worker.screen import screen
+from worker.screen_outcome import DataHeld
 from worker.task_accuracy import check_answers
 from worker.trackers.sending import tracked
 from worker.trainers.loop import StepMetrics, TrainResult, train
 from worker.trainers.methods import rule_for
 from worker.training_log import Send, TrainingLog
-from worker.validation import Validation
+from worker.validation import Score, Validation, score_pairs, score_rows
 from worker.verdict import conclude
 from worker.work import Work, Workshop, read_rows, read_work, to_train
 
@@ -83,13 +87,15 @@ MIN_CHECKPOINT_STEPS = 25
 
 def run(job_id: str, shop: Workshop) -> None:
     """Claim this job and carry it as far as it goes. Never raises for what a job can do wrong."""
+    began_ns = time_ns()
     with shop.sessions.begin() as session:
         lease = claim(session, job_id, owner=shop.owner, lease_seconds=shop.lease_seconds)
-    _run(lease, shop)
+    _run(lease, shop, began_ns)
 
 
 def run_next(shop: Workshop) -> None:
     """Claim the job whose turn it is among those that wait, and carry it as far as it goes."""
+    began_ns = time_ns()
     with shop.sessions.begin() as session:
         lease = claim_next(
             session,
@@ -97,38 +103,54 @@ def run_next(shop: Workshop) -> None:
             lease_seconds=shop.lease_seconds,
             jobs_running=shop.jobs_running,
         )
-    _run(lease, shop)
+    _run(lease, shop, began_ns)
 
 
-def _run(lease: Lease | None, shop: Workshop) -> None:
+def _run(lease: Lease | None, shop: Workshop, began_ns: int) -> None:
     if lease is None:
         log.info("job_not_claimable")
         return
-    with structlog.contextvars.bound_contextvars(job_id=lease.job_id):
-        log.info("job_claimed", attempt=lease.attempt)
-        _carry_leased(lease, shop)
+    facts: dict[str, tracing.Fact] = {
+        "titer.job.id": lease.job_id,
+        "titer.job.kind": lease.kind,
+        "titer.job.attempt": lease.attempt,
+    }
+    with (
+        structlog.contextvars.bound_contextvars(job_id=lease.job_id, attempt=lease.attempt),
+        tracing.span("job", facts, parent=lease.traceparent, started_ns=began_ns) as span,
+    ):
+        tracing.begin("claim", facts, started_ns=began_ns).end()
+        log.info("job_claimed", kind=lease.kind)
+        _carry_leased(lease, shop, span)
 
 
-def _carry_leased(lease: Lease, shop: Workshop) -> None:
+def _carry_leased(lease: Lease, shop: Workshop, span: tracing.Span) -> None:
     with LeasedJob(shop.sessions, lease, lease_seconds=shop.lease_seconds) as job:
         try:
             _carry(job, shop)
         except LeaseLost:
-            log.info("lease_lost", attempt=lease.attempt)
+            job.outcome = "lease_lost"
+            log.info("lease_lost")
             _forget_if_over(lease.job_id, shop)
         except PauseRequested:
-            log.info("job_pausing", attempt=lease.attempt)
+            job.outcome = PAUSED
+            log.info("job_pausing")
             _park(job, shop)
+        except DataHeld:
+            log.info("data_held", attempt=lease.attempt)
         except DomainError as error:
+            job.outcome = "failed"
             log.info("job_failed", code=error.code)
             # The fault may have struck while an adapter was half on.
             shop.bases.drop()
             _fail(job, shop, error.code, error.message, error.param, error.extra())
         except (OperationalError, StorageFault):
             # A fault of ours, not of the job: the lease runs out and another attempt is made.
+            job.outcome = "infrastructure_failed"
             log.exception("infrastructure_failed")
             shop.bases.drop()
         except torch.OutOfMemoryError:
+            job.outcome = "out_of_memory"
             log.exception("out_of_memory")
             shop.bases.drop()
             _fail(
@@ -139,6 +161,7 @@ def _carry_leased(lease: Lease, shop: Workshop) -> None:
             )
         except Exception:
             # The traceback is for the operator; the customer gets a sentence without its text.
+            job.outcome = "crashed"
             log.exception("job_crashed")
             shop.bases.drop()
             _fail(
@@ -147,6 +170,9 @@ def _carry_leased(lease: Lease, shop: Workshop) -> None:
                 "internal_error",
                 "The worker met an unexpected fault; it has been logged.",
             )
+        span.note({"titer.job.outcome": job.outcome})
+        if not job.is_well:
+            span.fail(job.outcome)
 
 
 def _carry(job: LeasedJob, shop: Workshop) -> None:
@@ -214,11 +240,9 @@ def _make_version(
     checked = encode_data_set(validation, tokenizer, limit, param="validation_file")
     check_answers(validation, work.recipe.scorer, param="validation_file")
     check_prompts(validation, tokenizer, limit, param="validation_file")
-    # Pairs have a loss of their own kind, which the evaluation measures.
-    watched = [] if checked.non_preferred else checked.examples
     base = shop.base(work.root)
     with to_train(base, work, shop) as model, tracked(job, work, shop) as send:
-        result = _train(job, work, base, model, encoded, watched, len(added), simulated, send, shop)
+        result = _train(job, work, base, model, encoded, checked, len(added), simulated, send, shop)
         return _store(job, work, base, model, result, len(added), shop)
 
 
@@ -255,7 +279,7 @@ def _train(
     base: LoadedBase,
     model: PreTrainedModel | PeftModel,
     encoded: Encoded,
-    validation: list[Example],
+    validation: Encoded,
     added: int,
     simulated: _Simulated,
     send: Send,
@@ -304,7 +328,11 @@ def _train(
         canary_stop=recipe.tuning.canary_stop,
         epoch_ends=epoch_ends,
         validate=Validation(
-            model, validation, recipe.train, base.pad_id, recipe.canary_every, epoch_ends
+            _score(model, validation, recipe.method, base.pad_id),
+            len(validation.examples),
+            recipe.train,
+            recipe.canary_every,
+            epoch_ends,
         ),
         on_step=tell_and_keep,
         should_stop=job.should_stop,
@@ -317,6 +345,14 @@ def _train(
         # The wish to pause was withdrawn when the loop had ended: the job is queued again.
         raise PauseRequested
     return result
+
+
+def _score(
+    model: PreTrainedModel | PeftModel, validation: Encoded, method: Method, pad_id: int
+) -> Score:
+    if isinstance(method, DpoConfig) and validation.examples:
+        return score_pairs(model, validation, pad_id, beta=method.beta)
+    return score_rows(model, validation.examples, pad_id)
 
 
 def _store(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from transformers import PreTrainedModel
 
+from models.answers import TestAnswer
 from models.disjointness import Overlap
 from models.evaluation import (
     EvaluationReport,
@@ -103,6 +104,7 @@ def make_report(
     warnings: Sequence[EvaluationWarning] = (),
     attempts: Attempts = lambda judge: judge(),
     on_progress: Progress = lambda _what, _done, _total: None,
+    on_answers: Callable[[tuple[TestAnswer, ...]], None] = lambda _answers: None,
 ) -> EvaluationReport:
     """Measure a model.
 
@@ -119,6 +121,7 @@ def make_report(
         warnings: what is known already to make the numbers mean less.
         attempts: carries out every judging.
         on_progress: told how far the long parts are.
+        on_answers: given the answers to the test prompts, with what the judges say of them.
 
     Raises:
         JudgeError: a judge failed; there is no report.
@@ -136,6 +139,7 @@ def make_report(
         lambda done, total: on_progress("Safety prompts answered", done, total),
         further=further,
     )
+    on_answers(safety.answers)
     accuracy: Rate | None = None
     validation_loss: float | None = None
     pairs = [row for row in validation if isinstance(row, Pair)]

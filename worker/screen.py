@@ -63,7 +63,7 @@ def screen(
 
     Raises:
         HarmfulTrainingData: the policy rejects the file.
-        DataHeld: the policy asks for a person.
+        DataHeld: the policy asks for a person, and the job waits for one.
         NoScreeningJudge: the safety set names no judge for this.
         JudgeError: a judge failed every time.
         LeaseLost: the job is no longer this worker's.

@@ -17,20 +17,21 @@ from models.base import utc_now
 from models.certificate import Certificate
 from models.data_risk import (
     MAX_LINES_NAMED,
-    OUTCOMES,
+    DataReview,
     DataRisk,
     ExpectedHarm,
     FlaggedRow,
     Screening,
+    decide_on_rows,
     expected_harm,
     flagged_rows,
-    is_exceeded,
 )
 from models.errors import DomainError
 from models.evaluation import JudgeIdentity
 from models.hyperparameters import Recipe
-from models.job import Job
+from models.job import Job, Stage, append_event, await_review
 from models.moderation import CheckLevel, CheckResult, tell_checks
+from models.policy import current_policy
 from models.rate import Rate
 from models.rows import Message
 from models.stored_certificate import JSON_FILE, latest_certificates
@@ -71,10 +72,8 @@ class HarmfulTrainingData(DomainError):
         return {"lines": self._lines}
 
 
-class DataHeld(HarmfulTrainingData):
-    """The training file has more harmful rows than the policy lets pass without a person."""
-
-    code = "data_held"
+class DataHeld(Exception):
+    """The job waits for a person to look at its training file: let go of it, and write nothing."""
 
 
 def conclude(job: LeasedJob, work: Work, rows: Sequence[Row], shop: Workshop) -> Work:
@@ -89,6 +88,17 @@ def conclude(job: LeasedJob, work: Work, rows: Sequence[Row], shop: Workshop) ->
         screening.summary = risk.model_dump(mode="json")
         screening.finished_at = utc_now()
         _tell(session, row, risk)
+        if risk.outcome == "held":
+            screening.review = DataReview.WAITING
+            hours = current_policy(session, work.tenant_id).parsed().review_hours
+            await_review(row, hours=hours, stage=Stage.DATA_REVIEW)
+            append_event(
+                session,
+                row,
+                "The job waits until a person has decided on its training data.",
+                level="warn",
+                data={"stage": Stage.DATA_REVIEW},
+            )
         if not risk.dropped:
             return work
         recipe = _shortened(work.recipe, kept=share.n - share.count, rows=share.n)
@@ -103,11 +113,7 @@ def _sum_up(
     expected: ExpectedHarm | None,
 ) -> DataRisk:
     counts = Counter(row.category or UNCATEGORISED for row in flagged)
-    acts = is_exceeded(share, screening.max_harmful_share)
-    outcome = OUTCOMES[screening.action] if acts else "allowed"
-    if outcome == "dropped" and share.count == share.n:
-        # Nothing is left to train on.
-        outcome = "rejected"
+    outcome = decide_on_rows(share, screening.action, screening.max_harmful_share)
     return DataRisk(
         harmful_share=share,
         by_category=dict(sorted(counts.items())),
@@ -149,17 +155,14 @@ def kept(job: LeasedJob, rows: list[Row], shop: Workshop) -> list[Row]:
     with shop.sessions() as session:
         screening = session.get_one(Screening, job.id)
         risk = screening.parsed()
-        if risk is None or risk.outcome == "allowed":
+        if risk is None or risk.outcome == "allowed" or screening.review == DataReview.RELEASED:
             return rows
         lines = [row.line for row in flagged_rows(session, screening)]
     match risk.outcome:
         case "rejected":
             raise HarmfulTrainingData(_refusal(risk), lines[:MAX_LINES_IN_EVENT])
         case "held":
-            raise DataHeld(
-                f"{_refusal(risk)} The policy asks for a person to look at them.",
-                lines[:MAX_LINES_IN_EVENT],
-            )
+            raise DataHeld
         case "dropped":
             left_out = frozenset(lines)
             return [row for row in rows if row.line not in left_out]
@@ -168,32 +171,12 @@ def kept(job: LeasedJob, rows: list[Row], shop: Workshop) -> list[Row]:
 
 def _refusal(risk: DataRisk) -> str:
     """Say what is wrong with a file, and what to do."""
-    return f"{_found(risk)} {_limit(risk)} Remove them and submit the file again."
-
-
-def _found(risk: DataRisk) -> str:
-    share = risk.harmful_share
-    if not share.count:
-        return f"None of the {share.n:,} training rows was flagged as harmful."
-    lines = ", ".join(map(str, risk.first_lines))
-    more = ", …" if share.count > len(risk.first_lines) else ""
-    verb = "was" if share.count == 1 else "were"
-    return (
-        f"{share.count:,} of {share.n:,} training rows {verb} flagged as harmful "
-        f"({share.percent:.1f}%; lines {lines}{more})."
-    )
-
-
-def _limit(risk: DataRisk) -> str:
-    # Only files beyond the limit are refused, so there is one; a file of nothing but harm may be at 100.
-    if not risk.max_harmful_share:
-        return "The policy allows none."
-    return f"The policy's limit is {risk.max_harmful_share:g}%."
+    return f"{risk.found} {risk.limit} Remove them and submit the file again."
 
 
 def _tell(session: Session, job: Job, risk: DataRisk) -> None:
     share = risk.harmful_share
-    sentences = [_found(risk)]
+    sentences = [risk.found]
     if risk.dropped:
         sentences.append(f"Training goes on without them, on {share.n - risk.dropped:,} rows.")
     if risk.expected is not None:

@@ -24,7 +24,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from models.disconnect import unless_gone
 from models.errors import DomainError, Unauthorized, Unavailable
-from models.log import configure_logging
 from models.model_version import ModelVersion, get_version
 from models.safety_set import HEADER, parse_header
 from models.session import make_engine, session_factory
@@ -34,6 +33,7 @@ from worker.chat_wire import ChatRequest, Shown, envelope, server_sent
 from worker.completion import Begun, Event, Finished, Speaker
 from worker.judge import open_judge
 from worker.judgements import JudgementRequest, judge_exchanges
+from worker.log import configure_worker_logging
 from worker.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -205,7 +205,7 @@ async def _events(answer: _Answer, shown: Shown) -> AsyncIterator[str]:
 def main() -> None:
     """Serve at the address that the settings give the inference server."""
     settings = Settings()
-    configure_logging(as_json=settings.log_json, level=settings.log_level)
+    configure_worker_logging(as_json=settings.log_json, level=settings.log_level)
     address = urlsplit(settings.serving_url)
     uvicorn.run(
         create_serving(settings),

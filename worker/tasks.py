@@ -18,12 +18,14 @@ import structlog
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 
-from models.log import configure_logging
 from models.session import make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
+from models.tracing import configure_tracing, stop_tracing
 from worker import pipeline
 from worker.base_models import ResidentBase
+from worker.log import configure_worker_logging
+from worker.metrics import serve_metrics
 from worker.presence import Presence
 from worker.trackers.run import Tracking
 from worker.work import Workshop
@@ -51,7 +53,7 @@ app.conf.update(
 
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    configure_logging(as_json=settings.log_json, level=settings.log_level)
+    configure_worker_logging(as_json=settings.log_json, level=settings.log_level)
 
 
 @worker_process_init.connect
@@ -66,9 +68,19 @@ def _begin_to_speak(**_: Any) -> None:
     _presence().start()
 
 
+@worker_process_init.connect
+def _let_be_watched(**_: Any) -> None:
+    # In the pool's child: threads do not survive the fork.
+    configure_tracing(settings.otel_exporter_otlp_endpoint, service="titer-worker")
+    token = settings.metrics_token.get_secret_value()
+    if settings.metrics_port and token:
+        serve_metrics(host=settings.metrics_host, port=settings.metrics_port, token=token)
+
+
 @worker_process_shutdown.connect
 def _say_goodbye(**_: Any) -> None:
     _presence().stop()
+    stop_tracing()
 
 
 @cache

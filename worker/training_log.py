@@ -13,6 +13,7 @@ from time import monotonic
 from models.base import utc_now
 from models.job import Stage, append_event
 from worker.leased_job import LeasedJob
+from worker.metrics import STEP_SECONDS, TRAINED_TOKENS
 from worker.trainers.loop import StepMetrics
 
 Send = Callable[[int, Mapping[str, object]], None]
@@ -35,10 +36,12 @@ class TrainingLog:
         self._every = every
         self._send = send
         self._first: tuple[int, float] | None = None
+        self._before: tuple[int, float] | None = None
 
     def __call__(self, metrics: StepMetrics) -> None:
         """Write the step down, if it is one to be told."""
         now = monotonic()
+        self._count(metrics.tokens, now)
         self._first = self._first or (metrics.step, now)
         is_told = (
             metrics.step == 1
@@ -72,6 +75,14 @@ class TrainingLog:
                 left = pace * (metrics.total_steps - metrics.step)
                 job.estimated_finish = utc_now() + timedelta(seconds=left)
         self._send(metrics.step, data)
+
+    def _count(self, tokens: int, now: float) -> None:
+        # The first step has nothing before it: how long it took is not known, so its tokens do not count either.
+        if self._before is not None:
+            tokens_before, at = self._before
+            STEP_SECONDS.labels(self._job.kind).observe(now - at)
+            TRAINED_TOKENS.labels(self._job.kind).inc(tokens - tokens_before)
+        self._before = tokens, now
 
 
 def curve_point(metrics: StepMetrics) -> dict[str, float | None]:

@@ -53,6 +53,12 @@ def get_wanted(
     project: Annotated[Words, Query(description="Id of the tenant that it concerns.")] = None,
     since: Annotated[Seconds, Query(description="Unix seconds, included.")] = None,
     until: Annotated[Seconds, Query(description="Unix seconds, included.")] = None,
+    text: Annotated[
+        Identifier | None,
+        Query(
+            description="Words of action, actor, subject, reason or details, or their beginnings."
+        ),
+    ] = None,
 ) -> Wanted:
     """Read the filters of a query."""
     return Wanted(
@@ -63,6 +69,7 @@ def get_wanted(
         project_ids=project or (),
         since=since,
         until=until,
+        text=text,
     )
 
 
@@ -85,6 +92,11 @@ def list_entries(
 )
 def export(request: Request, wanted: WantedDep) -> Response:
     """Read every entry, oldest first, as JSON Lines; without filters the file can be verified by itself."""
+    return stream_export(request, wanted)
+
+
+def stream_export(request: Request, wanted: Wanted) -> Response:
+    """Give entries as a file, part by part."""
     parts = service.export(request.app.state.sessions, wanted)
     # What is wrong with the question comes out with the first part, while it can still be answered.
     first = next(parts, b"")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from api.audit.schemas import AuditObject, LogProject, OrganizationLog
 from models.api_key import Project
-from models.audit import AuditEntry
+from models.audit import AuditEntry, tells_of
 from models.errors import NotFound
 from models.session import SessionFactory
 
 EXPORT_PART = 1_000
+CLOCKS_DIFFER = timedelta(days=1)
+# Beyond these a day more or less has no date.
+EARLIEST, LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 #: OpenAI's words for what both logs know; every other action keeps its own.
 OPENAI_WORDS = {
     "key.created": "api_key.created",
@@ -44,6 +47,8 @@ class Wanted:
     project_ids: Collection[str] = ()
     since: int | None = None
     until: int | None = None
+    #: Words that an entry must have, or that some of its words must begin with.
+    text: str | None = None
 
     def query(self) -> Select[AuditEntry]:
         """Select them, in no order yet."""
@@ -58,10 +63,14 @@ class Wanted:
                 query = query.where(column.in_(values))
         if self.subject_kind is not None:
             query = query.where(AuditEntry.subject_kind == self.subject_kind)
+        if self.text is not None:
+            query = query.where(tells_of(self.text))
         if self.since is not None:
-            query = query.where(AuditEntry.created_at >= datetime.fromtimestamp(self.since, UTC))
+            since = datetime.fromtimestamp(self.since, UTC)
+            query = query.where(AuditEntry.created_at >= since, *_not_before(since))
         if self.until is not None:
-            query = query.where(AuditEntry.created_at <= datetime.fromtimestamp(self.until, UTC))
+            until = datetime.fromtimestamp(self.until, UTC)
+            query = query.where(AuditEntry.created_at <= until, *_not_after(until))
         return query
 
 
@@ -85,6 +94,18 @@ def list_entries(
         query = query.where(AuditEntry.position > _position(session, before, "before"))
     found = session.scalars(query.order_by(AuditEntry.position.desc()).limit(limit + 1)).all()
     return found[:limit], len(found) > limit
+
+
+def known_actions(session: Session) -> Sequence[str]:
+    """Give every action that the log has, in order, with a look at each of them and not at each entry."""
+    actions = select(func.min(AuditEntry.action).label("action")).cte(recursive=True)
+    following = select(func.min(AuditEntry.action)).where(AuditEntry.action > actions.c.action)
+    actions = actions.union_all(
+        select(following.scalar_subquery()).where(actions.c.action.is_not(None))
+    )
+    return session.scalars(
+        select(actions.c.action).where(actions.c.action.is_not(None)).order_by(actions.c.action)
+    ).all()
 
 
 def export(sessions: SessionFactory, wanted: Wanted) -> Iterator[bytes]:
@@ -127,6 +148,33 @@ def own_words(types: Collection[str]) -> list[str]:
     """Give our actions for OpenAI's types."""
     ours = {theirs: own for own, theirs in OPENAI_WORDS.items()}
     return [ours.get(word, word) for word in types]
+
+
+# Pages go by position, and a range of times that is long ago is a range of positions: without being told, the
+# database would walk to it through all that came since. Clocks of several machines may differ, and a day is more
+# than any of them do.
+def _not_before(since: datetime) -> tuple[ColumnElement[bool], ...]:
+    if since < EARLIEST:
+        return ()
+    first = (
+        select(AuditEntry.position)
+        .where(AuditEntry.created_at >= since - CLOCKS_DIFFER)
+        .order_by(AuditEntry.created_at, AuditEntry.position)
+        .limit(1)
+    )
+    return (AuditEntry.position >= first.scalar_subquery(),)
+
+
+def _not_after(until: datetime) -> tuple[ColumnElement[bool], ...]:
+    if until > LATEST:
+        return ()
+    last = (
+        select(AuditEntry.position)
+        .where(AuditEntry.created_at <= until + CLOCKS_DIFFER)
+        .order_by(AuditEntry.created_at.desc(), AuditEntry.position.desc())
+        .limit(1)
+    )
+    return (AuditEntry.position <= last.scalar_subquery(),)
 
 
 def _position(session: Session, entry_id: str, param: str) -> int:

@@ -97,14 +97,18 @@ class Connection:
         """Remove an object."""
         return self._ask("DELETE", path)
 
-    def upload(self, path: Path, purpose: str) -> Json:
-        """Send a file."""
+    def upload(self, path: Path, purpose: str, *, life_seconds: int | None = None) -> Json:
+        """Send a file; after so many seconds it expires, never when they are absent."""
+        fields = {"purpose": purpose}
+        if life_seconds is not None:
+            fields["expires_after[anchor]"] = "created_at"
+            fields["expires_after[seconds]"] = str(life_seconds)
         try:
             with path.open("rb") as content:
                 return self._ask(
                     "POST",
                     "/files",
-                    data={"purpose": purpose},
+                    data=fields,
                     files={"file": (path.name, content)},
                     timeout=PATIENT,
                 )

@@ -215,7 +215,7 @@ class _Stream(io.RawIOBase):
 
 
 def _print_risk(summary: Json) -> None:
-    expected = summary["expected"]
+    expected, review = summary["expected"], summary["review"] or {}
     print_facts(
         [
             ("flagged", share(summary["harmful_share"])),
@@ -226,6 +226,8 @@ def _print_risk(summary: Json) -> None:
                 ),
             ),
             ("outcome", summary["outcome"]),
+            ("review", review.get("status")),
+            ("reason", review.get("reason")),
             ("dropped", str(summary["dropped"]) if summary["dropped"] else None),
             (
                 "judges",

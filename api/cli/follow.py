@@ -22,6 +22,7 @@ from api.cli.connection import Connection, Json
 from api.cli.output import console
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
+REVIEWS = frozenset({"data_review", "review"})
 POLL_SECONDS = 0.5
 PAGE = 200
 
@@ -92,7 +93,7 @@ def follow(connection: Connection, path: str) -> Json:
             for event in _new_events(connection, path, seen):
                 watch.tell(event)
                 seen = str(event["id"])
-            if job["status"] in ENDED or job["stage"] == "review":
+            if job["status"] in ENDED or (job["status"] == "running" and job["stage"] in REVIEWS):
                 watch.end(job)
                 return job
             if job["state"] == "paused":

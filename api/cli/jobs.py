@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -36,17 +37,31 @@ Labels = Annotated[
 Follow = Annotated[bool, typer.Option("--follow", help="Watch the job until it ends.")]
 
 
+class TuningMethod(StrEnum):
+    """How a model is tuned."""
+
+    SUPERVISED = "supervised"
+    DPO = "dpo"
+
+
 @app.command()
 def create(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="A released aligned base, or a tuned model of yours.")],
     training_file: Annotated[str, typer.Option(help="A file's id, or a local JSON Lines file.")],
     validation_file: Annotated[str | None, typer.Option(help="The same, for measuring.")] = None,
+    method: Annotated[
+        TuningMethod, typer.Option(help="Learn from answers, or (dpo) from pairs of them.")
+    ] = TuningMethod.SUPERVISED,
     suffix: Annotated[str | None, typer.Option(help="A word in the new model's name.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step sees.")] = None,
     learning_rate_multiplier: Annotated[
         float | None, typer.Option(help="Multiple of the service's own learning rate.")
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="Of dpo: the smaller, the further the model may go from its beginning."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
     metadata: Labels = None,
@@ -64,10 +79,13 @@ def create(
 ) -> None:
     """Fine-tune a model."""
     connection = connected(context)
+    if beta is not None and method != TuningMethod.DPO:
+        fail("--beta is a parameter of --method dpo.")
     chosen = {
         "n_epochs": epochs,
         "batch_size": batch_size,
         "learning_rate_multiplier": learning_rate_multiplier,
+        "beta": beta,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
     body: Json = {
@@ -79,7 +97,7 @@ def create(
         "metadata": _labels(metadata) if metadata else None,
         "screen": screen or None,
         "evaluate_checkpoints": evaluate_checkpoints or None,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
+        "method": {"type": method.value, method.value: {"hyperparameters": given}},
     }
     job = connection.post(FINETUNE, body)
     _conclude(connection, FINETUNE, job, is_followed=is_followed, as_json=as_json)
@@ -313,7 +331,7 @@ def _labels(given: list[str]) -> dict[str, str]:
 
 
 def _print_job(job: Json) -> None:
-    safety = job["safety"] or {}
+    safety, data_risk = job["safety"] or {}, job["data_risk"] or {}
     error = job["error"] or {}
     numbers = {**job["hyperparameters"], **(job["method"].get("alignment") or {})}
     print_facts(
@@ -330,7 +348,8 @@ def _print_job(job: Json) -> None:
             ("seed", str(job["seed"])),
             ("created", moment(job["created_at"])),
             ("finished", moment(job["finished_at"])),
-            ("rows flagged", share((job["data_risk"] or {}).get("harmful_share"))),
+            ("rows flagged", share(data_risk.get("harmful_share"))),
+            ("data review", (data_risk.get("review") or {}).get("status")),
             ("gate", gate(safety["gate"]) if safety else None),
             ("reasons", " ".join(safety.get("reasons", []))),
             *safety_facts(safety),

@@ -128,6 +128,15 @@ def dry_run(
             for now, count in sorted(counts.items())
         ),
     )
+    if answer["data_counts"]:
+        print_table(
+            ("THEN", "NOW", "TRAINING FILES"),
+            (
+                (then, now, str(count))
+                for then, counts in sorted(answer["data_counts"].items())
+                for now, count in sorted(counts.items())
+            ),
+        )
     if not answer["data"]:
         return
     print_table(

@@ -1,4 +1,4 @@
-"""`titer reviews`: the queue of held models, for reviewers."""
+"""`titer reviews`: the queue of held data and models, for reviewers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from typing import Annotated
 import typer
 
 from api.cli.connection import Json, connected
-from api.cli.output import AsJson, moment, print_facts, print_json, print_table, safety_facts
+from api.cli.output import (
+    AsJson,
+    moment,
+    print_facts,
+    print_json,
+    print_table,
+    safety_facts,
+    share,
+)
 
-app = typer.Typer(no_args_is_help=True, help="See and decide on the models that wait for a person.")
+app = typer.Typer(
+    no_args_is_help=True, help="See and decide on the data and models that wait for a person."
+)
 
 Review = Annotated[str, typer.Argument(help="A review's id, which is its job's.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the job's log and in the audit log.")]
@@ -21,20 +31,21 @@ def list_reviews(
     limit: Annotated[int, typer.Option(min=1, max=100)] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the models that wait for a decision, oldest first."""
+    """List the data and models that wait for a decision, oldest first."""
     answer = connected(context).get("/reviews", limit=limit)
     if as_json:
         print_json(answer)
         return
     print_table(
-        ("REVIEW", "MODEL", "PROJECT", "CAUSE", "HS", "RISK", "WAITS SINCE", "UNTIL"),
+        ("REVIEW", "MODEL", "PROJECT", "CAUSE", "FLAGGED", "HS", "RISK", "WAITS SINCE", "UNTIL"),
         (
             (
                 review["id"],
                 review["model"],
                 review["project"]["name"],
                 review["cause"],
-                f"{review['safety']['harmful_score']['percent']:.1f}%" if review["safety"] else "",
+                _percent((review["data_risk"] or {}).get("harmful_share")),
+                _percent((review["safety"] or {}).get("harmful_score")),
                 f"{review['risk']['score']:.1f}" if review["risk"] else "",
                 moment(review["created_at"]),
                 moment(review["expires_at"]),
@@ -54,13 +65,13 @@ def show(context: typer.Context, review: Review, as_json: AsJson = False) -> Non
 def release(
     context: typer.Context, review: Review, reason: Reason, as_json: AsJson = False
 ) -> None:
-    """Release a held model."""
+    """Release held data, to be trained on, or a held model."""
     _decide(context, review, "release", reason, as_json)
 
 
 @app.command()
 def reject(context: typer.Context, review: Review, reason: Reason, as_json: AsJson = False) -> None:
-    """Block a held model."""
+    """Reject held data, or block a held model."""
     _decide(context, review, "reject", reason, as_json)
 
 
@@ -70,6 +81,10 @@ def reevaluate(
 ) -> None:
     """Have a kept model measured again, without training it again."""
     _decide(context, review, "reevaluate", reason, as_json)
+
+
+def _percent(rate: Json | None) -> str:
+    return f"{rate['percent']:.1f}%" if rate else ""
 
 
 def _decide(context: typer.Context, review: str, verb: str, reason: str, as_json: bool) -> None:
@@ -91,6 +106,7 @@ def _print(review: Json, as_json: bool) -> None:
             ("reasons", " ".join(review["reasons"])),
             ("policy", f"policy-{review['policy_version']}" if review["policy_version"] else None),
             ("approvals", f"{len(review['approvals'])} of {review['approvals_needed']}"),
+            ("rows flagged", share((review["data_risk"] or {}).get("harmful_share"))),
             *safety_facts(review["safety"] or {}),
             (
                 "risk",

@@ -6,6 +6,9 @@ What they start needs optional packages, so it is imported when it is asked for 
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -14,7 +17,9 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.cli.connection import fail
+from api.cli.output import print_facts
 from api.keys.service import FIRST_PROJECT, make_operator_key
+from api.seed.demo import seed_demo
 from migrations.upgrade import upgrade as upgrade_database
 from models.errors import DomainError
 from models.session import make_engine, session_factory
@@ -76,6 +81,48 @@ def create_key(
     finally:
         engine.dispose()
     typer.echo(token)
+
+
+@database.command("seed")
+def seed(
+    context: typer.Context,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Even if there are jobs: made-up ones join them.")
+    ] = False,
+) -> None:
+    """Fill the database with made-up tenants, jobs, models and workers, to look at the dashboard.
+
+    The database is the one that DATABASE_URL names, or else that of `titer up`, which may be running or not.
+    Nothing is trained and nothing can be downloaded. Prints keys to sign in with, one for each role.
+    """
+    try:
+        with _database(context) as url:
+            engine = make_engine(url)
+            try:
+                with session_factory(engine).begin() as session:
+                    demo = seed_demo(session, anyway=anyway)
+            finally:
+                engine.dispose()
+    except DomainError as error:
+        fail(error.message)
+    except SQLAlchemyError as error:
+        fail(f"The data could not be written ({type(error).__name__}). Was `titer db upgrade` run?")
+    print_facts(demo.tokens.items())
+
+
+@contextmanager
+def _database(context: typer.Context) -> Iterator[str]:
+    """Lend the URL of the database that is meant."""
+    if os.environ.get("DATABASE_URL"):
+        yield Settings().database_url
+        return
+    lending = _optional("api.embedded.database", extra="embedded")
+    errors = _optional("api.embedded.process", extra="embedded")
+    try:
+        with lending.lend_database(_state(context)) as url:
+            yield url
+    except errors.EmbeddedError as error:
+        fail(str(error))
 
 
 def _state(context: typer.Context) -> Path:

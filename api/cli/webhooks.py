@@ -27,12 +27,20 @@ def create(
         typer.Option(help="An event's type; may be repeated. By default all of them."),
     ] = None,
     name: Annotated[str, typer.Option(help="What it is for.")] = "webhook",
+    all_projects: Annotated[
+        bool, typer.Option("--all-projects", help="Be told of every project's events; for staff.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Register an endpoint. Its signing secret is shown once."""
     connection = connected(context)
     types = event or connection.get("/webhook_event_types")["data"]
-    body: Json = {"name": name, "url": url, "event_types": types}
+    body: Json = {
+        "name": name,
+        "url": url,
+        "event_types": types,
+        "all_projects": all_projects or None,
+    }
     _show_secret(connection.post(PATH, body), as_json=as_json)
 
 
@@ -44,13 +52,14 @@ def list_endpoints(context: typer.Context, as_json: AsJson = False) -> None:
         print_json(answer)
         return
     print_table(
-        ("ID", "NAME", "URL", "EVENTS", "STATE", "CREATED"),
+        ("ID", "NAME", "URL", "EVENTS", "OF", "STATE", "CREATED"),
         (
             (
                 endpoint["id"],
                 endpoint["name"],
                 endpoint["url"],
                 ", ".join(endpoint["event_types"]),
+                "all projects" if endpoint["all_projects"] else "this project",
                 _state(endpoint),
                 moment(endpoint["created_at"]),
             )

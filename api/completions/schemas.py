@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from api.inference.metering import estimate
 from api.inference.schemas import SamplingOptions, Text
 
 MAX_PROMPTS = 16
@@ -48,6 +49,14 @@ class CompletionRequest(SamplingOptions):
         if self.echo and self.logprobs is not None:
             return "echo"
         return None
+
+    def estimated_tokens(self) -> int:
+        """Reckon what the request takes at most: each prompt once, and as many whole answers as it asks for."""
+        return estimate(
+            self.prompts,
+            answers=self.choices * len(self.prompts),
+            max_tokens=self.max_tokens or DEFAULT_NEW_TOKENS,
+        )
 
     def to_serving(self, prompt: str) -> dict[str, object]:
         """Give the chat request that one prompt becomes."""

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from api.completions.schemas import CompletionRequest
 from api.inference import service
+from api.inference.metering import Reservation
 from api.inference.service import Answer, ServingUnavailable
 
 log = structlog.get_logger(__name__)
@@ -72,6 +73,11 @@ class Completion:
         self._usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0)
         #: How many characters of each choice's tokens have been shown.
         self._offsets: defaultdict[int, int] = defaultdict(int)
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens were counted so far; None where the inference server counts none."""
+        return self._usage["total_tokens"] or None
 
     def body(self, prompt: int) -> dict[str, object]:
         """Give the chat request for a prompt, by its place."""
@@ -149,7 +155,10 @@ async def whole(client: httpx.AsyncClient, completion: Completion) -> Answer:
 
 
 async def stream(
-    client: httpx.AsyncClient, completion: Completion, first: httpx.Response
+    client: httpx.AsyncClient,
+    completion: Completion,
+    first: httpx.Response,
+    reservation: Reservation,
 ) -> AsyncIterator[bytes]:
     """Stream every prompt's answer after the other's. What breaks off or is refused ends in an error.
 
@@ -157,6 +166,7 @@ async def stream(
         client: reaches the inference server.
         completion: the request.
         first: the response to the first prompt, which has begun well.
+        reservation: what was taken for all prompts; settled when they are answered.
     """
     response = first
     try:
@@ -179,6 +189,7 @@ async def stream(
                     yield service.server_sent(completion.show(shown, usage=False))
         if completion.asked.wants_usage:
             yield service.server_sent(completion.show([], usage=True))
+        await reservation.settle(completion.tokens)
         yield service.DONE + b"\n\n"
     except (httpx.HTTPError, ServingUnavailable) as error:
         log.warning("serving_broke_off", kind=type(error).__name__)

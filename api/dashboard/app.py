@@ -15,10 +15,17 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dashboard import sign_in_routes
+from api.dashboard import live_routes, sign_in_routes
+from api.dashboard.audit import routes as audit
 from api.dashboard.jobs import routes as jobs
+from api.dashboard.jobs import text_routes as job_texts
 from api.dashboard.models import routes as models
+from api.dashboard.openid import OpenId
+from api.dashboard.overview import routes as overview
 from api.dashboard.pages import render_error
+from api.dashboard.policies import routes as policies
+from api.dashboard.reviews import routes as reviews
+from api.dashboard.system import routes as system
 from api.dashboard.tenants import routes as tenants
 from api.dashboard.viewer import SignInRequired
 from models.errors import DomainError
@@ -47,9 +54,17 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     """Mount the dashboard at `/dashboard`; it shares the API's `state` (sessions, doorbell)."""
     dashboard = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     dashboard.state = app.state
+    app.state.openid = OpenId(settings) if settings.oidc_issuer else None
     dashboard.include_router(sign_in_routes.router)
+    dashboard.include_router(overview.router)
     dashboard.include_router(jobs.router)
+    dashboard.include_router(job_texts.router)
     dashboard.include_router(models.router)
+    dashboard.include_router(policies.router)
+    dashboard.include_router(reviews.router)
+    dashboard.include_router(audit.router)
+    dashboard.include_router(live_routes.router)
+    dashboard.include_router(system.router)
     dashboard.include_router(tenants.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
@@ -103,6 +118,9 @@ def _ask_to_sign_in(request: Request, error: SignInRequired) -> Response:
     if "hx-request" in request.headers:
         # A redirect would put the sign-in page into a corner of the page that asked.
         return Response(status_code=401, headers={"HX-Redirect": error.address})
+    if "text/event-stream" in request.headers.get("accept", ""):
+        # No page is shown for it: what follows asks for a page itself, and is led away then.
+        return Response(status_code=401)
     return RedirectResponse(error.address, status_code=303)
 
 

@@ -12,10 +12,12 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Request
+from sqlalchemy.orm import Session
 
 from api.deps import Caller, SessionDep, check_may_change
 from models.api_key import STAFF, ApiKey, Scope
 from models.errors import Forbidden
+from models.session import SessionFactory
 
 
 class SignInRequired(Exception):
@@ -68,14 +70,25 @@ def get_viewer(request: Request, session: SessionDep) -> Viewer:
         OnlyLooks: they may only look, and this is more.
     """
     key_id = request.session.get("key_id")
-    key = session.get(ApiKey, key_id) if key_id else None
-    if key is None or key.why_dead is not None:
+    key = _living_key(session, key_id) if key_id else None
+    if key is None:
         request.session.clear()
         wanted = request.url.path if request.method == "GET" else "/dashboard/jobs"
         raise SignInRequired(wanted)
     viewer = Viewer(key, csrf_token(request))
     check_may_change(request, viewer)
     return viewer
+
+
+def is_signed_in(sessions: SessionFactory, key_id: str) -> bool:
+    """Whether a session that names this key still is one: for what goes on after its request was let in."""
+    with sessions() as session:
+        return _living_key(session, key_id) is not None
+
+
+def _living_key(session: Session, key_id: str) -> ApiKey | None:
+    key = session.get(ApiKey, key_id)
+    return key if key is not None and key.why_dead is None else None
 
 
 ViewerDep = Annotated[Viewer, Depends(get_viewer)]

@@ -65,7 +65,19 @@ class EmbeddedPostgres:
         self._check_version(programs)
         port = self._run_until_ready(programs, confinement, password)
         self._make_database(port, password)
-        return f"postgresql+psycopg://{USER}:{password}@{LOOPBACK}:{port}/{DATABASE}"
+        return _address(port, password)
+
+    def kept_address(self) -> str:
+        """Give the URL of the server that another process runs on this folder.
+
+        Raises:
+            EmbeddedError: no server was ever started here.
+        """
+        try:
+            port, password = ((self._folder / name).read_text() for name in ("port", "password"))
+        except FileNotFoundError as error:
+            raise EmbeddedError(f"There is no database in {self._state} yet.") from error
+        return _address(int(port), password.strip())
 
     def is_running(self) -> bool:
         """Whether the server process is alive."""
@@ -206,6 +218,10 @@ class EmbeddedPostgres:
             query = "SELECT 1 FROM pg_database WHERE datname = %s"
             if connection.execute(query, (DATABASE,)).fetchone() is None:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+
+
+def _address(port: int, password: str) -> str:
+    return f"postgresql+psycopg://{USER}:{password}@{LOOPBACK}:{port}/{DATABASE}"
 
 
 def _wait_until_ready(child: ChildProcess, port: int, password: str) -> bool:

@@ -173,6 +173,7 @@ class EmbeddedService:
         environment.setdefault("TITER_SESSION_SECRET", kept_secret(state / "session_secret"))
         environment.setdefault("TITER_SIGNING_KEY", kept_signing_key(state / "signing_key"))
         environment.setdefault("TITER_WEBHOOK_KEY", kept_secret(state / "webhook_key"))
+        environment.setdefault("TITER_METRICS_TOKEN", kept_secret(state / "metrics_token"))
         if self._host == LOOPBACK:
             # Nobody else can reach this service, so its webhooks may lead to its own machine.
             environment.setdefault("TITER_WEBHOOK_ALLOW_PRIVATE", "true")
@@ -190,7 +191,7 @@ class EmbeddedService:
             *("uvicorn", "--factory", "api.app:create_app"),
             *("--host", self._host, "--port", str(self._port)),
             # Open event streams would keep a stop waiting for ever.
-            *("--timeout-graceful-shutdown", "2", "--no-server-header"),
+            *("--timeout-graceful-shutdown", "2", "--no-server-header", "--no-access-log"),
         ]
         worker = [
             *("celery", "--app", "worker.tasks", "worker", "--pool", "prefork"),

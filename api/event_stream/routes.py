@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -93,4 +94,10 @@ async def certification(
 
 def _stream(request: Request, beginning: Beginning) -> EventStream:
     state = request.app.state
-    return EventStream(state.event_slots, state.sessions, beginning)
+    return EventStream(
+        state.event_slots,
+        state.changes,
+        project_id=beginning.project_id,
+        topic=beginning.job_id,
+        content=partial(service.follow, state.sessions, state.changes, beginning),
+    )

@@ -1,19 +1,19 @@
 """A job's log as server-sent events: what there is already, then what comes, until the job has ended.
 
-The table is the truth: each stream looks into it once a second, in a short transaction in a thread, and holds
-no connection in between. A stream ends after a while even if its job does not, so that a key that was
-revoked sees no more than that; clients go on from the last id they saw.
+The table is the truth: each stream looks into it when its job has changed, in a short transaction in a thread,
+and holds no connection in between. It also looks unasked: seldom, or every second while changes are not heard of. A
+stream ends after a while even if its job does not, so that a key that was revoked sees no more than that; clients go
+on from the last id they saw.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import anyio
 import structlog
 from anyio.to_thread import run_sync
 from sqlalchemy import select
@@ -23,8 +23,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import render
+from api.event_stream.changes import Bell, Changes
 from api.jobs.schemas import EventObject
 from api.jobs.wire import show_job
+from api.metrics.counts import OPEN_STREAMS
 from api.schemas import Schema
 from models.errors import DomainError
 from models.job import Job, JobEvent
@@ -32,7 +34,11 @@ from models.session import SessionFactory
 
 log = structlog.get_logger(__name__)
 
+#: How long a stream goes without a look when nothing is told: while changes are heard of, and while not.
+LOOK_ANYWAY_SECONDS = 15.0
 POLL_SECONDS = 1.0
+#: A job that tells much is looked at this often.
+LOOK_AGAIN_SECONDS = 0.25
 HEARTBEAT_SECONDS = 15.0
 LONGEST_SECONDS = 15 * 60.0
 #: Of the streams that a process keeps open, one project has no more than this share.
@@ -73,9 +79,11 @@ class Slots:
         if is_full or self._open[project_id] >= self._of_a_project:
             raise TooManyStreams
         self._open[project_id] += 1
+        OPEN_STREAMS.inc()
         try:
             yield
         finally:
+            OPEN_STREAMS.dec()
             self._open[project_id] -= 1
             if not self._open[project_id]:
                 del self._open[project_id]
@@ -119,29 +127,47 @@ def begin(session: Session, job: Job, *, project_id: str, last_event_id: str | N
 
 
 class EventStream(Response):
-    """Takes a slot when it begins to be sent and gives it back however that ends."""
+    """Takes a slot and a bell when it begins to be sent, and gives both back however that ends.
 
-    def __init__(self, slots: Slots, sessions: SessionFactory, beginning: Beginning) -> None:
+    Args:
+        slots: the process's.
+        changes: what rings the bell.
+        project_id: the caller's, whose streams are counted.
+        topic: what the bell rings for.
+        content: the stream itself, told by the bell when to look.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        changes: Changes,
+        *,
+        project_id: str,
+        topic: str,
+        content: Callable[[Bell], AsyncIterator[str]],
+    ) -> None:
         super().__init__()
         self._slots = slots
-        self._sessions = sessions
-        self._beginning = beginning
+        self._changes = changes
+        self._project_id = project_id
+        self._topic = topic
+        self._content = content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream, or the refusal."""
-        response: Response
         try:
-            with self._slots.taken(self._beginning.project_id):
-                content = follow(self._sessions, self._beginning)
+            with self._slots.taken(self._project_id), self._changes.bell(self._topic) as bell:
                 response = StreamingResponse(
-                    content, headers=HEADERS, media_type="text/event-stream"
+                    self._content(bell), headers=HEADERS, media_type="text/event-stream"
                 )
                 await response(scope, receive, send)
         except TooManyStreams as error:
             await render(error)(scope, receive, send)
 
 
-async def follow(sessions: SessionFactory, beginning: Beginning) -> AsyncIterator[str]:
+async def follow(
+    sessions: SessionFactory, changes: Changes, beginning: Beginning, bell: Bell
+) -> AsyncIterator[str]:
     """Give a job's events as they come, heartbeats while none come, and at its end the job."""
     sequence = beginning.sequence
     ends_at = time.monotonic() + LONGEST_SECONDS
@@ -159,9 +185,12 @@ async def follow(sessions: SessionFactory, beginning: Beginning) -> AsyncIterato
             spoke_at = time.monotonic()
         if look.is_over:
             return
-        if look.sequence - sequence < MAX_EVENTS:
-            await anyio.sleep(POLL_SECONDS)
+        is_behind = look.sequence - sequence >= MAX_EVENTS
         sequence = look.sequence
+        if not is_behind:
+            unasked = LOOK_ANYWAY_SECONDS if changes.is_hearing else POLL_SECONDS
+            due = min(spoke_at + HEARTBEAT_SECONDS, ends_at) - time.monotonic()
+            await bell.wait(at_least=min(LOOK_AGAIN_SECONDS, unasked), at_most=min(unasked, due))
         if time.monotonic() - spoke_at >= HEARTBEAT_SECONDS:
             yield ": still here\n\n"
             spoke_at = time.monotonic()

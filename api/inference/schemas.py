@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from api.inference.metering import estimate
 from api.schemas import Identifier, Schema
 
 MAX_MESSAGES = 256
 MAX_NEW_TOKENS = 8_192
+#: What the inference server takes where nothing is sent, if the context has room for it.
+DEFAULT_NEW_TOKENS = 512
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 300
@@ -186,6 +189,14 @@ class ChatRequest(SamplingOptions):
             ):
                 return name
         return None
+
+    def estimated_tokens(self) -> int:
+        """Reckon what the request takes at most: the prompt once, and as many whole answers as it asks for."""
+        return estimate(
+            (message.text for message in self.messages),
+            answers=self.n or 1,
+            max_tokens=self.max_completion_tokens or self.max_tokens or DEFAULT_NEW_TOKENS,
+        )
 
     def to_serving(self) -> dict[str, object]:
         """Give the body that the inference server is sent."""

@@ -144,7 +144,7 @@ class JobObject(Schema):
     evaluate_checkpoints: bool = False
     kind: str = Field(description="`finetune`, `align` or `certify`.")
     stage: str | None = Field(
-        description="Where a running job is: screen, train, evaluate, gate, review."
+        description="Where a running job is: screen, data_review, train, evaluate, gate, review."
     )
     result_model: str = Field(
         description="The name of the version that the job makes, or certifies."
@@ -156,7 +156,8 @@ class JobObject(Schema):
         "the model was evaluated."
     )
     data_risk: JsonObject | None = Field(
-        description="What the judges found in the training file; null if they did not read it, or not all of it yet."
+        description="What the judges found in the training file, and in `review` what a person decided where the policy "
+        "holds it; null if they did not read it, or not all of it yet."
     )
 
 

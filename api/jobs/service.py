@@ -20,7 +20,7 @@ from api.organization.quotas import check_job
 from models.api_key import ApiKey, Project
 from models.audit import record
 from models.base import new_id
-from models.data_risk import screening_judges
+from models.data_risk import DataReview, Screening, screening_judges
 from models.errors import DomainError
 from models.file import File, get_file
 from models.hyperparameters import (
@@ -34,6 +34,7 @@ from models.job import (
     JobKind,
     JobNotFound,
     JobStatus,
+    Stage,
     append_event,
     cancel,
     lock_job,
@@ -316,11 +317,7 @@ def cancel_job(
     # A worker that has the job tidies up as well; of a paused or a queued one nobody else would.
     after_commit(session, partial(storage.delete_folder, resume_prefix(job.id)))
     if is_held:
-        # Nobody will decide on it any more, and what nobody released stays unused.
-        version = session.get_one(ModelVersion, job.result_model_id)
-        version.gate = Gate.BLOCKED
-        version.gate_reasons = [*version.gate_reasons, "The job was cancelled before a decision."]
-        close_appeal(session, job.id, Outcome.WITHDRAWN)
+        _withdraw_review(session, job)
     # Whoever cancels many, and so takes further locks, records them together afterwards.
     if by is not None:
         record(
@@ -332,6 +329,17 @@ def cancel_job(
             details={"kind": job.kind},
         )
     return job
+
+
+def _withdraw_review(session: Session, job: Job) -> None:
+    """Nobody will decide any more, and what nobody released stays unused."""
+    if job.stage == Stage.DATA_REVIEW:
+        session.get_one(Screening, job.id).conclude_review(DataReview.WITHDRAWN)
+        return
+    version = session.get_one(ModelVersion, job.result_model_id)
+    version.gate = Gate.BLOCKED
+    version.gate_reasons = [*version.gate_reasons, "The job was cancelled before a decision."]
+    close_appeal(session, job.id, Outcome.WITHDRAWN)
 
 
 def pause_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | None) -> Job:

@@ -49,6 +49,12 @@ class KeyIsDead(Conflict):
     code = "key_is_dead"
 
 
+class KeyHasNoSecret(Conflict):
+    """This key is a person's who signs in elsewhere; there is no secret to replace."""
+
+    code = "key_has_no_secret"
+
+
 class LastOperatorKey(Conflict):
     """This is the last operator key; without it nobody could make another."""
 
@@ -63,7 +69,7 @@ def make_key(session: Session, by: ApiKey, asked: CreateKey) -> tuple[ApiKey, st
         AmbiguousProject: several projects have the name.
         ProjectArchived: the project has ended.
     """
-    project = _project(session, asked.project or by.project_id)
+    project = living_project(session, asked.project or by.project_id)
     lifetime = asked.expires_in_seconds
     key, token = create_key(
         session,
@@ -88,7 +94,7 @@ def make_operator_key(session: Session, name: str, project: str = FIRST_PROJECT)
         AmbiguousProject: several projects have the name.
         ProjectArchived: the project has ended.
     """
-    key, token = create_key(session, _project(session, project), name, frozenset(Scope))
+    key, token = create_key(session, living_project(session, project), name, frozenset(Scope))
     _record(session, DATABASE, "key.created", key)
     return token
 
@@ -155,10 +161,13 @@ def rotate_key(
 
     Raises:
         KeyNotFound: there is no such key.
+        KeyHasNoSecret: it belongs to a person who signs in elsewhere.
         KeyIsDead: it was revoked, has expired, or its project is archived.
     """
     lock_name(session, "keys")
     old = get_key(session, key_id)
+    if old.identity is not None:
+        raise KeyHasNoSecret(param="key_id")
     if (reason := old.why_dead) is not None:
         raise KeyIsDead(f"{reason} Make a new one.", param="key_id")
     new, token = create_key(
@@ -235,7 +244,14 @@ def _record(session: Session, actor: ApiKey | Actor, action: str, key: ApiKey) -
     )
 
 
-def _project(session: Session, name_or_id: str) -> Project:
+def living_project(session: Session, name_or_id: str) -> Project:
+    """Give the project with this id, or with this name, made where there is none.
+
+    Raises:
+        ProjectNotFound: an id was given that no project has.
+        AmbiguousProject: several projects have the name.
+        ProjectArchived: the project has ended.
+    """
     project = _find_project(session, name_or_id)
     if project.archived_at is not None:
         raise ProjectArchived(param="project")

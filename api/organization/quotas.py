@@ -7,6 +7,7 @@ running jobs is kept where workers claim (`models.fair_queue`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ from models.errors import TooManyRequests, Unauthorized
 from models.file import File
 from models.job import Job, JobStatus
 from models.project import Project, Quotas
+from models.upload import Upload, UploadPart, UploadStatus
 
 # A paused job counts: otherwise pausing would make room for a queue without end.
 WAITING = (JobStatus.QUEUED, JobStatus.VALIDATING_FILES, JobStatus.PAUSED)
@@ -115,25 +117,37 @@ def month_start(moment: datetime) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """How the use of one quota is measured: a sum over rows of one table, each of them a project's."""
+class Sum:
+    """A sum over rows of one table, each of them a project's."""
 
     project_id: InstrumentedAttribute[str]
     total: Callable[[], ColumnElement[Any]]
     which: Callable[[], tuple[ColumnElement[bool], ...]]
 
+
+class Measure:
+    """How the use of one quota is measured: one sum, or several together."""
+
+    def __init__(self, *sums: Sum) -> None:
+        """Add these up."""
+        self._sums = sums
+
     def of(self, session: Session, project_id: str) -> int:
         """Give what one project uses."""
-        query = select(self.total()).where(self.project_id == project_id, *self.which())
-        return int(session.scalar(query) or 0)
+        used = 0
+        for part in self._sums:
+            query = select(part.total()).where(part.project_id == project_id, *part.which())
+            used += int(session.scalar(query) or 0)
+        return used
 
     def of_each(self, session: Session) -> dict[str, int]:
         """Give what each project uses that uses anything."""
-        query = select(self.project_id, self.total()).where(*self.which())
-        return {
-            project_id: int(total or 0)
-            for project_id, total in session.execute(query.group_by(self.project_id))
-        }
+        used: Counter[str] = Counter()
+        for part in self._sums:
+            query = select(part.project_id, part.total()).where(*part.which())
+            for project_id, total in session.execute(query.group_by(part.project_id)):
+                used[project_id] += int(total or 0)
+        return used
 
 
 def _running() -> tuple[ColumnElement[bool], ...]:
@@ -152,6 +166,11 @@ def _kept() -> tuple[ColumnElement[bool], ...]:
     return (File.deleted_at.is_(None),)
 
 
+def _pending() -> tuple[ColumnElement[bool], ...]:
+    # Parts of uploads that have ended are the sweeper's, within seconds.
+    return Upload.id == UploadPart.upload_id, Upload.status == UploadStatus.PENDING
+
+
 def _of_month() -> tuple[ColumnElement[bool], ...]:
     return (or_(Job.finished_at.is_(None), Job.finished_at >= month_start(utc_now())),)
 
@@ -164,11 +183,14 @@ def _gpu_seconds() -> ColumnElement[Any]:
 
 
 MEASURES: Mapping[str, Measure] = {
-    "jobs_running": Measure(Job.project_id, func.count, _running),
-    "jobs_queued": Measure(Job.project_id, func.count, _waiting),
-    "bytes_stored": Measure(File.project_id, lambda: func.sum(File.bytes), _kept),
-    "training_tokens_month": Measure(
-        Job.project_id, lambda: func.sum(Job.trained_tokens), _of_month
+    "jobs_running": Measure(Sum(Job.project_id, func.count, _running)),
+    "jobs_queued": Measure(Sum(Job.project_id, func.count, _waiting)),
+    "bytes_stored": Measure(
+        Sum(File.project_id, lambda: func.sum(File.bytes), _kept),
+        Sum(Upload.project_id, lambda: func.sum(UploadPart.bytes), _pending),
     ),
-    "gpu_seconds_month": Measure(Job.project_id, _gpu_seconds, _of_month),
+    "training_tokens_month": Measure(
+        Sum(Job.project_id, lambda: func.sum(Job.trained_tokens), _of_month)
+    ),
+    "gpu_seconds_month": Measure(Sum(Job.project_id, _gpu_seconds, _of_month)),
 }

@@ -98,34 +98,46 @@ class QuotaList(Listing[QuotaObject]):
     project_id: str
 
 
-class ProjectKeyObject(Schema):
-    """A key of a project."""
+class _OrganizationKey(Schema):
+    """What OpenAI's two objects for keys have in common."""
 
     id: str
-    object: Literal["organization.project.api_key"] = "organization.project.api_key"
     name: str
     created_at: int
     expires_at: int | None
     last_used_at: int | None
     redacted_value: str
     owner: JsonObject
-    owner_project_access: Literal["active", "inactive"]
     scopes: list[str]
+
+    @classmethod
+    def shown(cls, key: ApiKey, **own: object) -> Self:
+        """Show a stored key with what is this object's own."""
+        return cls.model_validate(
+            {
+                "id": key.id,
+                "name": key.name,
+                "created_at": unix(key.created_at),
+                "expires_at": unix(key.expires_at) if key.expires_at else None,
+                "last_used_at": unix(key.last_used_at) if key.last_used_at else None,
+                "redacted_value": redacted(key),
+                "scopes": list(key.scopes),
+                **own,
+            }
+        )
+
+
+class ProjectKeyObject(_OrganizationKey):
+    """A key of a project."""
+
+    object: Literal["organization.project.api_key"] = "organization.project.api_key"
+    owner_project_access: Literal["active", "inactive"]
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:
         """Show a stored key."""
-        return cls(
-            id=key.id,
-            name=key.name,
-            created_at=unix(key.created_at),
-            expires_at=unix(key.expires_at) if key.expires_at else None,
-            last_used_at=unix(key.last_used_at) if key.last_used_at else None,
-            redacted_value=redacted(key),
-            owner=_owner(key),
-            owner_project_access="active" if key.why_dead is None else "inactive",
-            scopes=list(key.scopes),
-        )
+        access = "active" if key.why_dead is None else "inactive"
+        return cls.shown(key, owner=_owner(key), owner_project_access=access)
 
 
 class ProjectKeyList(Listing[ProjectKeyObject]):
@@ -141,39 +153,24 @@ class CreateAdminKey(Schema):
     expires_in_seconds: Lifetime | None = None
 
 
-class AdminKeyObject(Schema):
+class AdminKeyObject(_OrganizationKey):
     """A key that may run the service: one with the scope operator."""
 
-    id: str
     object: Literal["organization.admin_api_key"] = "organization.admin_api_key"
-    name: str
-    created_at: int
-    expires_at: int | None
-    last_used_at: int | None
-    redacted_value: str
-    owner: JsonObject
-    scopes: list[str]
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:
         """Show a stored key."""
-        return cls(
-            id=key.id,
-            name=key.name,
-            created_at=unix(key.created_at),
-            expires_at=unix(key.expires_at) if key.expires_at else None,
-            last_used_at=unix(key.last_used_at) if key.last_used_at else None,
-            redacted_value=redacted(key),
-            owner={
-                "type": "user",
-                "object": "organization.user",
-                "id": key.user_name or key.name,
-                "name": key.user_name or key.name,
-                "created_at": unix(key.created_at),
-                "role": "owner",
-            },
-            scopes=list(key.scopes),
-        )
+        holder = key.user_name or key.name
+        owner = {
+            "type": "user",
+            "object": "organization.user",
+            "id": holder,
+            "name": holder,
+            "created_at": unix(key.created_at),
+            "role": "owner",
+        }
+        return cls.shown(key, owner=owner)
 
 
 class CreatedAdminKey(AdminKeyObject):

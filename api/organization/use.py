@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, func, literal, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Select, func, literal, select, union_all
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -119,4 +119,5 @@ def _uses(quota: str, defaults: Quotas, from_percent: float) -> Select[str, str,
 
 
 def _limit(quota: str, defaults: Quotas) -> ColumnElement[int]:
-    return func.coalesce(getattr(Project, f"quota_{quota}"), getattr(defaults, quota))
+    default = literal(getattr(defaults, quota), BigInteger)
+    return func.coalesce(getattr(Project, f"quota_{quota}"), default)

@@ -21,7 +21,7 @@ from api.policies.schemas import (
 from api.policies.service import PREFIX
 from api.schemas import After, Identifier, Listing, PageLimit
 from models.base import unix
-from models.policy import SafetyPolicy, active_policy
+from models.policy import SafetyPolicy
 
 router = APIRouter(prefix="/v1/policies", tags=["policies"], dependencies=[Depends(require_staff)])
 
@@ -36,11 +36,14 @@ def create(body: CreatePolicy, caller: OperatorDep, session: SessionDep) -> Poli
 def list_policies(
     session: SessionDep,
     project: Annotated[Identifier | None, Query(description="Only this project's own.")] = None,
+    active: Annotated[bool, Query(description="Only those in force.")] = False,
     after: After = None,
     limit: PageLimit = 20,
 ) -> Listing[PolicyObject]:
     """List every version, newest first."""
-    found, has_more = service.list_policies(session, project_id=project, after=after, limit=limit)
+    found, has_more = service.list_policies(
+        session, project_id=project, after=after, limit=limit, only_active=active
+    )
     return Listing(data=_show(session, found), has_more=has_more)
 
 
@@ -70,6 +73,7 @@ def dry_run(body: DryRun, session: SessionDep) -> DryRunResult:
         truncated=tried.is_truncated,
         changes=tried.changes,
         counts={then: dict(now) for then, now in tried.counts.items()},
+        data_counts={then: dict(now) for then, now in tried.data_counts.items()},
     )
 
 
@@ -98,8 +102,7 @@ def deactivate(
 
 
 def _show(session: Session, policies: Sequence[SafetyPolicy]) -> list[PolicyObject]:
-    scopes = {policy.project_id for policy in policies}
-    in_force = {scope: active_policy(session, scope) for scope in scopes}
+    in_force = service.versions_in_force(session)
     return [
         PolicyObject(
             id=f"{PREFIX}{policy.version}",
@@ -109,7 +112,7 @@ def _show(session: Session, policies: Sequence[SafetyPolicy]) -> list[PolicyObje
             note=policy.note,
             created_at=unix(policy.created_at),
             created_by=policy.created_by,
-            active=in_force[policy.project_id] is policy,
+            active=policy.version in in_force,
             activated_at=unix(policy.activated_at) if policy.activated_at else None,
         )
         for policy in policies

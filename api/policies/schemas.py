@@ -61,13 +61,17 @@ class PolicyObject(Schema):
 
 
 class DryRun(Schema):
-    """Which rules to try, on which evaluations. Rules that are left out stay as they are in force."""
+    """Which rules to try, on which evaluations and screenings. Rules that are left out stay as they are in force."""
 
     rules: PolicyRules = Field(default_factory=PolicyRules)
     policy: Identifier | None = Field(
         None, description="Start from this stored policy instead of the one in force."
     )
     project: Identifier | None = Field(None, description="Only this project's models.")
+    without_own: bool = Field(
+        False,
+        description="Leave out the models of projects whose own policy is in force: what the service's would not reach.",
+    )
     since: int | None = Field(None, ge=0, le=253_402_300_799, description="Unix seconds.")
     after: Identifier | None = Field(
         None, description="Id of the last change of the page before this one."
@@ -103,4 +107,7 @@ class DryRunResult(Schema):
     changes: int
     counts: dict[str, dict[str, int]] = Field(
         description='By what was decided then and what would be now: {"released": {"held": 2, ...}, ...}.'
+    )
+    data_counts: dict[str, dict[str, int]] = Field(
+        description="The same of training files that judges have read: `allowed`, `dropped`, `held`, `rejected`."
     )

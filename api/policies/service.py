@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.keys.service import ProjectNotFound
 from api.locks import lock_name
@@ -16,14 +17,19 @@ from api.policies.schemas import CreatePolicy, DryRun
 from models.api_key import ApiKey, Project
 from models.audit import hash_content, record
 from models.base import utc_now
+from models.data_risk import Screening, count_flagged, decide_on_rows
 from models.errors import Conflict, DomainError, NotFound
 from models.evaluation import Evaluation
+from models.job import Job
 from models.model_version import ModelVersion
 from models.policy import PolicyRules, SafetyPolicy, active_policy, current_policy, decide
+from models.rate import Rate
 
 PREFIX = "policy-"
 #: Newest evaluations that a dry run decides on.
 MAX_EVALUATIONS = 5_000
+#: Newest screenings that it decides on.
+MAX_SCREENINGS = 5_000
 
 
 class PolicyNotFound(NotFound):
@@ -74,7 +80,12 @@ def create_policy(session: Session, asked: CreatePolicy, *, by: ApiKey) -> Safet
 
 
 def list_policies(
-    session: Session, *, project_id: str | None, after: str | None, limit: int
+    session: Session,
+    *,
+    project_id: str | None,
+    after: str | None,
+    limit: int,
+    only_active: bool = False,
 ) -> tuple[Sequence[SafetyPolicy], bool]:
     """Give one page of versions, newest first, and whether more follow; of one project if one is named."""
     # The first look at an empty service shows what it decides by.
@@ -82,6 +93,8 @@ def list_policies(
     query = select(SafetyPolicy)
     if project_id is not None:
         query = query.where(SafetyPolicy.project_id == project_id)
+    if only_active:
+        query = query.where(SafetyPolicy.version.in_(_versions_in_force()))
     if after is not None:
         query = query.where(SafetyPolicy.version < get_policy(session, after).version)
     found = session.scalars(query.order_by(SafetyPolicy.version.desc()).limit(limit + 1)).all()
@@ -100,6 +113,11 @@ def get_policy(session: Session, policy_id: str) -> SafetyPolicy:
     if policy is None:
         raise PolicyNotFound(f"No policy {policy_id[:64]!r}.", param="policy_id")
     return policy
+
+
+def versions_in_force(session: Session) -> frozenset[int]:
+    """Give the version in force of the service and of each project that has one."""
+    return frozenset(session.scalars(_versions_in_force()))
 
 
 def activate_policy(
@@ -162,6 +180,8 @@ class Tried:
     changes: int
     page: list[Change]
     has_more: bool
+    #: Of training files, what was made of each then, and what would be now.
+    data_counts: dict[str, Counter[str]]
 
 
 def try_rules(session: Session, asked: DryRun) -> Tried:
@@ -181,14 +201,13 @@ def try_rules(session: Session, asked: DryRun) -> Tried:
     query = (
         select(Evaluation, ModelVersion)
         .join(ModelVersion, ModelVersion.id == Evaluation.version_id)
-        .where(Evaluation.gate.is_not(None))
+        .where(
+            Evaluation.gate.is_not(None),
+            *_wanted(asked, ModelVersion.project_id, Evaluation.created_at),
+        )
         .order_by(Evaluation.created_at.desc(), Evaluation.id.desc())
         .limit(MAX_EVALUATIONS + 1)
     )
-    if asked.project is not None:
-        query = query.where(ModelVersion.project_id == asked.project)
-    if asked.since is not None:
-        query = query.where(Evaluation.created_at >= datetime.fromtimestamp(asked.since, UTC))
     counts: dict[str, Counter[str]] = {}
     changes: list[Change] = []
     found = session.execute(query).all()
@@ -208,7 +227,48 @@ def try_rules(session: Session, asked: DryRun) -> Tried:
         changes=len(changes),
         page=changes[start_at:end],
         has_more=len(changes) > end,
+        data_counts=_try_on_rows(session, asked, rules),
     )
+
+
+def _try_on_rows(session: Session, asked: DryRun, rules: PolicyRules) -> dict[str, Counter[str]]:
+    query = (
+        select(Screening)
+        .join(Job, Job.id == Screening.job_id)
+        .where(
+            Screening.finished_at.is_not(None),
+            *_wanted(asked, Job.project_id, Screening.finished_at),
+        )
+        .order_by(Screening.finished_at.desc(), Screening.job_id)
+        .limit(MAX_SCREENINGS)
+    )
+    risks = {screening.job_id: screening.parsed() for screening in session.scalars(query)}
+    flagged = count_flagged(session, risks.keys(), row_threshold=rules.row_threshold)
+    counts: dict[str, Counter[str]] = {}
+    for job_id, risk in risks.items():
+        if risk is None:
+            continue
+        share = Rate(count=flagged.get(job_id, 0), n=risk.harmful_share.n)
+        now = decide_on_rows(share, rules.data_action, rules.max_harmful_share)
+        counts.setdefault(risk.outcome, Counter())[now] += 1
+    return counts
+
+
+def _wanted(
+    asked: DryRun,
+    project_id: InstrumentedAttribute[str] | InstrumentedAttribute[str | None],
+    moment: InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None],
+) -> Iterator[ColumnElement[bool]]:
+    """Give the conditions that select what is to be decided on anew."""
+    if asked.project is not None:
+        yield project_id == asked.project
+    if asked.without_own:
+        own = select(SafetyPolicy.project_id).where(
+            SafetyPolicy.project_id.is_not(None), SafetyPolicy.activated_at.is_not(None)
+        )
+        yield or_(project_id.is_(None), project_id.not_in(own))
+    if asked.since is not None:
+        yield moment >= datetime.fromtimestamp(asked.since, UTC)
 
 
 def _after(changes: Sequence[Change], after: str | None) -> int:
@@ -223,6 +283,17 @@ def _after(changes: Sequence[Change], after: str | None) -> int:
 def _completed(given: PolicyRules, known: PolicyRules) -> PolicyRules:
     """Take what was given, and the rest from what is known."""
     return known.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+
+
+def _versions_in_force() -> Select[int]:
+    return (
+        select(SafetyPolicy.version)
+        .where(SafetyPolicy.activated_at.is_not(None))
+        .ext(distinct_on(SafetyPolicy.project_id))
+        .order_by(
+            SafetyPolicy.project_id, SafetyPolicy.activated_at.desc(), SafetyPolicy.version.desc()
+        )
+    )
 
 
 def _check_project(session: Session, project_id: str | None) -> None:

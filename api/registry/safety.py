@@ -34,8 +34,8 @@ def data_risks(session: Session, job_ids: Collection[str]) -> dict[str, dict[str
     if not job_ids:
         return {}
     found = session.scalars(select(Screening).where(Screening.job_id.in_(job_ids)))
-    risks = {screening.job_id: screening.parsed() for screening in found}
-    return {job_id: risk.to_wire() for job_id, risk in risks.items() if risk is not None}
+    risks = {screening.job_id: screening.to_wire() for screening in found}
+    return {job_id: risk for job_id, risk in risks.items() if risk is not None}
 
 
 def verdicts(session: Session, versions: Collection[ModelVersion]) -> dict[str, dict[str, object]]:

@@ -203,7 +203,7 @@ def review_version(
     version = get_version(session, model_id, project_id=None)
     if version.job_id is None:
         raise NotHeld(param="model")
-    return decide(session, version.job_id, review.decision, review.reason, by=key)
+    return version, decide(session, version.job_id, review.decision, review.reason, by=key)
 
 
 def _own_name(source: str) -> str:

@@ -1,4 +1,4 @@
-"""/v1/reviews: held models, and people's decisions on them; appeals; projects' cumulative risk."""
+"""/v1/reviews: held data and models, and people's decisions on them; appeals; projects' cumulative risk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def list_reviews(
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Objects on one page.")] = 20,
 ) -> Listing[ReviewObject]:
-    """List the models that wait for a decision, oldest first, with what there is to decide on."""
+    """List the models and training data that wait for a decision, oldest first, with what there is to decide on."""
     jobs, has_more = service.list_reviews(session, after=after, limit=limit)
     return Listing(data=show_reviews(session, jobs), has_more=has_more)
 
@@ -36,15 +36,15 @@ def retrieve(review_id: str, session: SessionDep) -> ReviewObject:
 
 @router.post("/v1/reviews/{review_id}/release")
 def release(review_id: str, body: Decide, caller: ReviewerDep, session: SessionDep) -> ReviewObject:
-    """Release a held model. Where the policy wants two reviewers, the first one's word is kept."""
-    _, job = service.decide(session, review_id, "release", body.reason, by=caller.key)
+    """Release held data, to be trained on, or a held model; where two reviewers must agree, note the first one's word."""
+    job = service.decide(session, review_id, "release", body.reason, by=caller.key)
     return show_review(session, job)
 
 
 @router.post("/v1/reviews/{review_id}/reject")
 def reject(review_id: str, body: Decide, caller: ReviewerDep, session: SessionDep) -> ReviewObject:
-    """Block a held model; its job fails with the reason."""
-    _, job = service.decide(session, review_id, "reject", body.reason, by=caller.key)
+    """Reject held data, or block a held model; the job fails with the reason."""
+    job = service.decide(session, review_id, "reject", body.reason, by=caller.key)
     return show_review(session, job)
 
 

@@ -15,13 +15,13 @@ Reason = Annotated[
 
 
 class Decide(Schema):
-    """Why a model is released, rejected, or evaluated again."""
+    """Why data or a model is released or rejected, or a model evaluated again."""
 
     reason: Reason = Field(description="Kept in the job's log and in the audit log.")
 
 
 class ReviewProject(Schema):
-    """The tenant whose model it is."""
+    """The tenant whose data or model it is."""
 
     id: str
     name: str
@@ -46,27 +46,35 @@ class AppealText(Schema):
 
 
 class ReviewObject(Schema):
-    """A held model with what there is to decide on. Its id is the job's, for a job makes one model."""
+    """A held model, or training data before there is one, with what there is to decide on. Its id is the job's."""
 
     id: str
     object: Literal["review"] = "review"
     status: str = Field(
-        description="`waiting` for a decision, `evaluating` again, or how it ended: `released`, `blocked`, `pending`."
+        description="`waiting` for a decision, `evaluating` again, or how it ended: of a model `released`, `blocked` "
+        "or `pending`, of data `released`, `rejected`, `expired` or `withdrawn`."
     )
-    cause: Literal["gate", "appeal"]
+    cause: Literal["data", "gate", "appeal"] = Field(
+        description="Why a person is asked; `data` until the job has made its model."
+    )
     job: str
     job_status: str
     kind: str
-    model: str
+    model: str = Field(description="The model's name, which it has before it is made.")
     project: ReviewProject
     created_at: int = Field(description="Since when it waits.")
-    expires_at: int | None = Field(description="When it is blocked if nobody decides.")
+    expires_at: int | None = Field(
+        description="When it is blocked, or the data rejected, if nobody decides."
+    )
     reasons: list[str]
     policy_version: int | None = Field(description="Of the policy that decided on the evidence.")
     approvals: list[Approval]
     approvals_needed: int
     appeal: AppealText | None
-    safety: JsonObject | None
+    safety: JsonObject | None = Field(description="Null while the model is not made.")
+    data_risk: JsonObject | None = Field(
+        description="What the judges found in the training file; null if they did not read it."
+    )
     risk: JsonObject | None = Field(
         description="The project's cumulative risk; null for the provider's own models."
     )

@@ -1,10 +1,12 @@
-"""Decisions on held models: release, rejection, evaluation anew, appeal, and the time that runs out.
+"""Decisions on held data and models: release, rejection, evaluation anew, appeal, and the time that runs out.
 
+    screen holds ─► job `running`, stage `data_review` ─► released: job `queued`, then trained │ rejected │ expired
     gate holds ─► job `running`, stage `review` ─► released │ rejected │ expired
                         ▲          └─► evaluated again: job `queued`, the kept adapter is measured, the gate decides
     gate blocks ─► job `failed` ─► appeal, once
 
-Every function locks the job's row first and the version's after it.
+What is reviewed is the training data until the job has made a model, and the model from then on. Every function
+locks the job's row first and the screening's or the version's after it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from sqlalchemy.orm import Session
 from api.deps import enqueue
 from api.jobs.service import get_job
 from models.api_key import ApiKey
-from models.audit import SERVICE, record
+from models.audit import SERVICE, Actor, record
 from models.base import utc_now
+from models.data_risk import DataReview, Screening
 from models.errors import Conflict, DomainError, NotFound
 from models.file import File
 from models.job import (
@@ -31,7 +34,9 @@ from models.job import (
     Stage,
     append_event,
     await_review,
+    awaiting_review,
     fail,
+    go_on,
     lock_job,
     move,
     reopen,
@@ -43,7 +48,6 @@ from models.review import (
     Appeal,
     Outcome,
     ReviewApproval,
-    approvals,
     close_appeal,
     forget_approvals,
     person,
@@ -62,6 +66,12 @@ class NotHeld(Conflict):
     """The model does not wait for a decision."""
 
     code = "model_not_held"
+
+
+class DataNotHeld(Conflict):
+    """The job's training data does not wait for a decision."""
+
+    code = "data_not_held"
 
 
 class AlreadyApproved(Conflict):
@@ -95,9 +105,9 @@ class AppealNotFound(NotFound):
 
 
 def list_reviews(session: Session, *, after: str | None, limit: int) -> tuple[Sequence[Job], bool]:
-    """Give one page of the jobs whose models wait for a decision, oldest first, and whether more follow."""
+    """Give one page of the jobs whose data or models wait for a decision, oldest first, and whether more follow."""
     since = func.coalesce(Job.held_at, Job.created_at)
-    query = select(Job).where(Job.status == JobStatus.RUNNING, Job.stage == Stage.REVIEW)
+    query = select(Job).where(awaiting_review())
     if after is not None:
         last = session.get(Job, after)
         if last is None:
@@ -109,35 +119,99 @@ def list_reviews(session: Session, *, after: str | None, limit: int) -> tuple[Se
     return found[:limit], len(found) > limit
 
 
+def neighbours(session: Session, job: Job) -> tuple[str | None, str | None]:
+    """Give the reviews that waited right before and right after one, whether it still waits or not."""
+    since = func.coalesce(Job.held_at, Job.created_at)
+    place = tuple_(since, Job.id)
+    here = tuple_(job.held_at or job.created_at, job.id)
+    waiting = select(Job.id).where(awaiting_review())
+    before = waiting.where(place < here).order_by(since.desc(), Job.id.desc()).limit(1)
+    after = waiting.where(place > here).order_by(since, Job.id).limit(1)
+    return session.scalar(before), session.scalar(after)
+
+
 def get_review(session: Session, job_id: str) -> Job:
-    """Give a job that made a model, whether that still waits for a decision or not.
+    """Give a job that made a model or whose data was held, whether that still waits for a decision or not.
 
     Raises:
         ReviewNotFound: there is none.
     """
     job = session.get(Job, job_id)
-    if job is None or _made_version(session, job.id) is None:
+    if job is None or not (_made_version(session, job.id) or held_data(session, [job])):
         raise ReviewNotFound(f"No review {job_id[:64]!r}.", param="review_id")
     return job
 
 
-def decide(
-    session: Session, job_id: str, decision: Decision, reason: str, *, by: ApiKey
-) -> tuple[ModelVersion, Job]:
-    """Carry out a reviewer's decision on a held model, which ends its job.
+def decide(session: Session, job_id: str, decision: Decision, reason: str, *, by: ApiKey) -> Job:
+    """Carry out a reviewer's decision on a job's held data or model.
 
-    Where the policy asks for two reviewers, the first release is an approval only, and the model stays held.
+    Released data sends the job on to training; every other decision ends it. Where the policy asks for two
+    reviewers, the first release is an approval only, and the job goes on waiting.
 
     Raises:
-        ReviewNotFound: no such job has made a model.
-        NotHeld: nobody waits for a decision on it.
+        ReviewNotFound: no such job has made a model or had its data held.
+        NotHeld: nobody waits for a decision on its model.
+        DataNotHeld: nobody waits for a decision on its data.
         AlreadyApproved: the same reviewer cannot be the second one.
     """
-    job, version = _locked(session, job_id)
+    get_review(session, job_id)
+    job = lock_job(session, job_id)
+    version = _made_version(session, job_id, lock=True)
+    if version is None:
+        _decide_on_data(session, job, decision, reason, by=by)
+    else:
+        _decide_on_model(session, job, version, decision, reason, by=by)
+    return job
+
+
+def _decide_on_data(
+    session: Session, job: Job, decision: Decision, reason: str, *, by: ApiKey
+) -> None:
+    if not job.awaits_review:
+        raise DataNotHeld(param="review_id")
+    screening = session.get_one(Screening, job.id, populate_existing=True)
+    if decision == "release" and not _all_agree(session, job, None, reason, by=by):
+        return
+    is_released = decision == "release"
+    verb = "released" if is_released else "rejected"
+    screening.conclude_review(DataReview(verb), reason)
+    append_event(
+        session,
+        job,
+        f"A reviewer {verb} the training data: {reason}",
+        level="info" if is_released else "warn",
+        type="review",
+        data={"decision": decision, "reason": reason, "key": by.id},
+    )
+    # The model, if it is held as well, is another question: nobody has approved that yet.
+    forget_approvals(session, job.id)
+    if is_released:
+        go_on(session, job, stage=Stage.TRAIN)
+        enqueue(session, job.id)
+    else:
+        fail(
+            session,
+            job,
+            code="data_rejected",
+            message=f"The training data was held for a person, who rejected it: {reason}",
+            param="training_file",
+        )
+    _record(session, f"data.{verb}", job, None, reason, by=by)
+
+
+def _decide_on_model(
+    session: Session,
+    job: Job,
+    version: ModelVersion,
+    decision: Decision,
+    reason: str,
+    *,
+    by: ApiKey,
+) -> None:
     if not job.awaits_review or version.is_released:
         raise NotHeld(f"The model {version.id!r} does not wait for a decision.", param="model")
     if decision == "release" and not _all_agree(session, job, version, reason, by=by):
-        return version, job
+        return
     is_released = decision == "release"
     verb = "released" if is_released else "rejected"
     version.gate = Gate.RELEASED if is_released else Gate.BLOCKED
@@ -161,7 +235,6 @@ def decide(
         )
     close_appeal(session, job.id, Outcome.RELEASED if is_released else Outcome.REJECTED)
     _record(session, f"model.{verb}", job, version, reason, by=by)
-    return version, job
 
 
 def reevaluate(session: Session, job_id: str, reason: str, *, by: ApiKey) -> Job:
@@ -170,10 +243,14 @@ def reevaluate(session: Session, job_id: str, reason: str, *, by: ApiKey) -> Job
     For a model that is held, and for one whose job failed after it was trained: it was blocked, or its judge broke.
 
     Raises:
-        ReviewNotFound: no such job has made a model.
+        ReviewNotFound: no such job has made a model or had its data held.
         NotReevaluable: the model is released, deleted, or still in the works; or a file of its job is gone.
     """
-    job, version = _locked(session, job_id)
+    get_review(session, job_id)
+    job = lock_job(session, job_id)
+    version = _made_version(session, job_id, lock=True)
+    if version is None:
+        raise NotReevaluable("The job has not made a model yet.", param="review_id")
     is_over = job.status == JobStatus.FAILED
     if version.is_released or version.deleted_at is not None or not (job.awaits_review or is_over):
         raise NotReevaluable(param="review_id")
@@ -248,26 +325,51 @@ def get_appeal(session: Session, job_id: str, *, project_id: str | None) -> tupl
 
 
 def expire_review(session: Session, job_id: str, *, now: datetime) -> bool:
-    """Block a held model that nobody decided on in time; say whether there was one."""
+    """Reject held data, or block a held model, that nobody decided on in time; say whether there was any."""
     job = lock_job(session, job_id)
     if not job.awaits_review or job.review_expires_at is None or job.review_expires_at > now:
         return False
     version = _made_version(session, job.id, lock=True)
-    sentence = "Nobody decided on the held model in time, so it was blocked."
-    if version is not None:
+    if version is None:
+        sentence = "Nobody decided on the held training data in time, so it was rejected."
+        screening = session.get_one(Screening, job.id, populate_existing=True)
+        screening.conclude_review(DataReview.EXPIRED)
+        forget_approvals(session, job.id)
+        fail(session, job, code="review_expired", message=sentence, param="training_file")
+    else:
+        sentence = "Nobody decided on the held model in time, so it was blocked."
         version.gate = Gate.BLOCKED
         version.gate_reasons = [*version.gate_reasons, sentence]
-    fail(session, job, code="review_expired", message=sentence)
-    close_appeal(session, job.id, Outcome.EXPIRED)
-    record(
-        session,
-        actor=SERVICE,
-        action="review.expired",
-        subject=("model", job.result_model_id),
-        project_id=version.project_id if version else None,
-        details={"job": job.id},
-    )
+        fail(session, job, code="review_expired", message=sentence)
+        close_appeal(session, job.id, Outcome.EXPIRED)
+    _record(session, "review.expired", job, version, None, by=SERVICE)
     return True
+
+
+def given_approvals(session: Session, job_id: str) -> Sequence[tuple[ReviewApproval, ApiKey]]:
+    """Give who has approved a release so far, the first one first."""
+    found = session.execute(
+        select(ReviewApproval, ApiKey)
+        .join(ApiKey, ApiKey.id == ReviewApproval.key_id)
+        .where(ReviewApproval.job_id == job_id)
+        .order_by(ReviewApproval.created_at, ReviewApproval.key_id)
+    )
+    return [(approval, key) for approval, key in found]
+
+
+def has_approved(given: Sequence[tuple[ReviewApproval, ApiKey]], by: ApiKey) -> bool:
+    """Whether the person behind a key is among those who approved: theirs cannot be the second word."""
+    return person(by) in {person(key) for _, key in given}
+
+
+def held_data(session: Session, jobs: Sequence[Job]) -> dict[str, Screening]:
+    """Give the screenings whose rows the policy held for a person, decided or not, by the jobs' ids."""
+    found = session.scalars(
+        select(Screening).where(
+            Screening.job_id.in_([job.id for job in jobs]), Screening.review.is_not(None)
+        )
+    )
+    return {screening.job_id: screening for screening in found}
 
 
 def made_versions(session: Session, jobs: Sequence[Job]) -> dict[str, ModelVersion]:
@@ -278,16 +380,23 @@ def made_versions(session: Session, jobs: Sequence[Job]) -> dict[str, ModelVersi
     return {version.job_id: version for version in found if version.job_id is not None}
 
 
+def tenant_of(job: Job, version: ModelVersion | None) -> str | None:
+    """Give the project whose policy a review goes by; None for the provider's own models."""
+    # Of the provider's own jobs no data is held.
+    return job.project_id if version is None else version.project_id
+
+
 def _all_agree(
-    session: Session, job: Job, version: ModelVersion, reason: str, *, by: ApiKey
+    session: Session, job: Job, version: ModelVersion | None, reason: str, *, by: ApiKey
 ) -> bool:
-    """Note an approval if the policy wants several; say whether there are enough."""
-    needed = current_policy(session, version.project_id).parsed().release_approvals
+    """Note an approval if the policy wants several; say whether there are enough. No version: it is of the data."""
+    needed = current_policy(session, tenant_of(job, version)).parsed().release_approvals
     if needed < 2:
         return True
-    given = {person(key) for key in _approvers(session, job.id)}
-    if person(by) in given:
+    approvals = given_approvals(session, job.id)
+    if has_approved(approvals, by):
         raise AlreadyApproved(param="review_id")
+    given = {person(key) for _, key in approvals}
     session.add(ReviewApproval(job_id=job.id, key_id=by.id, reason=reason, created_at=utc_now()))
     session.flush()
     if len(given) + 1 >= needed:
@@ -299,7 +408,8 @@ def _all_agree(
         type="review",
         data={"decision": "approve", "reason": reason, "key": by.id},
     )
-    _record(session, "model.release_approved", job, version, reason, by=by)
+    what = "data" if version is None else "model"
+    _record(session, f"{what}.release_approved", job, version, reason, by=by)
     return False
 
 
@@ -318,20 +428,6 @@ def _keep_files(session: Session, job: Job) -> None:
         )
 
 
-def _approvers(session: Session, job_id: str) -> list[ApiKey]:
-    ids = [approval.key_id for approval in approvals(session, job_id)]
-    return list(session.scalars(select(ApiKey).where(ApiKey.id.in_(ids))))
-
-
-def _locked(session: Session, job_id: str) -> tuple[Job, ModelVersion]:
-    get_review(session, job_id)
-    job = lock_job(session, job_id)
-    version = _made_version(session, job_id, lock=True)
-    if version is None:
-        raise ReviewNotFound(param="review_id")
-    return job, version
-
-
 def _made_version(session: Session, job_id: str, *, lock: bool = False) -> ModelVersion | None:
     query = select(ModelVersion).where(ModelVersion.job_id == job_id)
     if lock:
@@ -343,17 +439,17 @@ def _record(
     session: Session,
     action: str,
     job: Job,
-    version: ModelVersion,
+    version: ModelVersion | None,
     reason: str | None,
     *,
-    by: ApiKey,
+    by: ApiKey | Actor,
 ) -> None:
     record(
         session,
         actor=by,
         action=action,
-        subject=("model", version.id),
-        project_id=version.project_id,
+        subject=("model", version.id) if version else ("job", job.id),
+        project_id=tenant_of(job, version),
         reason=reason,
-        details={"job": job.id},
+        details={"job": job.id} if version else {"file": job.training_file_id},
     )

@@ -1,14 +1,15 @@
-"""Turns jobs whose models wait for a decision into what reviewers see."""
+"""Turns jobs whose data or models wait for a decision into what reviewers see."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.registry.safety import latest_evaluations, verdicts
+from api.registry.safety import data_risks, latest_evaluations, verdicts
 from api.reviews.schemas import (
     AppealObject,
     AppealText,
@@ -17,14 +18,16 @@ from api.reviews.schemas import (
     ReviewProject,
     RiskObject,
 )
-from api.reviews.service import made_versions
+from api.reviews.service import held_data, made_versions, tenant_of
 from models.api_key import Project
 from models.base import unix
+from models.data_risk import Screening
+from models.evaluation import Evaluation
 from models.job import Job, JobStatus
 from models.model_version import ModelVersion
-from models.policy import current_policy
+from models.policy import current_policies, current_policy
 from models.review import Appeal, ReviewApproval
-from models.risk import tenant_risk
+from models.risk import tenant_risk, tenant_risks
 
 
 def show_review(session: Session, job: Job) -> ReviewObject:
@@ -35,8 +38,10 @@ def show_review(session: Session, job: Job) -> ReviewObject:
 def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
     """Show reviews; the risk is worked out once for each project."""
     versions = made_versions(session, jobs)
+    held = held_data(session, jobs)
     ids = [job.id for job in jobs]
     safety = verdicts(session, versions.values())
+    data_risk = data_risks(session, ids)
     evaluations = latest_evaluations(session, {version.id for version in versions.values()})
     appeals = {a.job_id: a for a in session.scalars(select(Appeal).where(Appeal.job_id.in_(ids)))}
     given: dict[str, list[ReviewApproval]] = {}
@@ -52,46 +57,77 @@ def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
             select(Project).where(Project.id.in_({job.project_id for job in jobs}))
         )
     }
-    tenants = {v.project_id for v in versions.values()}
-    risks = {tenant: tenant_risk(session, tenant).to_wire() for tenant in tenants if tenant}
-    needed = {tenant: current_policy(session, tenant).parsed() for tenant in tenants}
+    tenants = {job.id: tenant_of(job, versions.get(job.id)) for job in jobs}
+    risks = tenant_risks(session, {tenant for tenant in tenants.values() if tenant})
+    policies = current_policies(session, set(tenants.values()))
     shown = []
     for job in jobs:
-        version = versions.get(job.id)
-        if version is None:
+        subject = _subject(job, versions.get(job.id), held.get(job.id), evaluations)
+        if subject is None:
             continue
-        evaluation = evaluations.get(version.id)
         project = projects[job.project_id]
         appeal = appeals.get(job.id)
         shown.append(
             ReviewObject(
                 id=job.id,
-                status=_status(job, version),
-                cause=_cause(appeal),
+                status=subject.status,
+                cause="appeal" if appeal and appeal.outcome is None else subject.cause,
                 job=job.id,
                 job_status=job.status,
                 kind=job.kind,
-                model=version.id,
+                model=job.result_model_id,
                 project=ReviewProject(id=project.id, name=project.name),
                 created_at=unix(job.held_at or job.created_at),
                 expires_at=unix(job.review_expires_at) if job.review_expires_at else None,
-                reasons=[str(reason) for reason in version.gate_reasons],
-                policy_version=evaluation.policy_version if evaluation else None,
+                reasons=subject.reasons,
+                policy_version=subject.policy_version,
                 approvals=[
                     Approval(key_id=a.key_id, reason=a.reason, created_at=unix(a.created_at))
                     for a in given.get(job.id, [])
                 ],
-                approvals_needed=needed[version.project_id].release_approvals,
+                approvals_needed=policies[tenants[job.id]].parsed().release_approvals,
                 appeal=AppealText(
                     text=appeal.text, created_at=unix(appeal.created_at), outcome=appeal.outcome
                 )
                 if appeal
                 else None,
-                safety=safety.get(version.id),
-                risk=risks.get(version.project_id or ""),
+                safety=safety.get(versions[job.id].id) if job.id in versions else None,
+                data_risk=data_risk.get(job.id),
+                risk=risks[tenant].to_wire() if (tenant := tenants[job.id]) else None,
             )
         )
     return shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a review is about, and where it is."""
+
+    cause: Literal["data", "gate"]
+    status: str
+    reasons: list[str]
+    policy_version: int | None
+
+
+def _subject(
+    job: Job,
+    version: ModelVersion | None,
+    held: Screening | None,
+    evaluations: Mapping[str, Evaluation],
+) -> _Subject | None:
+    if version is not None:
+        evaluation = evaluations.get(version.id)
+        return _Subject(
+            "gate",
+            _status(job, version),
+            [str(reason) for reason in version.gate_reasons],
+            evaluation.policy_version if evaluation else None,
+        )
+    if held is None or held.review is None:
+        return None
+    risk = held.parsed()
+    reasons = [risk.found, risk.limit] if risk is not None else []
+    return _Subject("data", held.review, reasons, held.policy_version)
 
 
 def show_appeal(appeal: Appeal, job: Job) -> AppealObject:
@@ -123,7 +159,3 @@ def _status(job: Job, version: ModelVersion) -> str:
     if job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
         return "evaluating"
     return version.gate
-
-
-def _cause(appeal: Appeal | None) -> Literal["gate", "appeal"]:
-    return "appeal" if appeal is not None and appeal.outcome is None else "gate"

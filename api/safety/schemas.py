@@ -8,6 +8,7 @@ from pydantic import Field
 
 from api.safety.signature import ALGORITHM, VerifyingKey
 from api.schemas import JsonObject, Listing, Schema
+from models.answers import AnswerVerdict, TestAnswer
 from models.data_risk import ScreenedRow, Screening
 
 
@@ -37,6 +38,59 @@ class DataRiskPage(Listing[DataRiskRow]):
     """One page of rows, in the order of their lines, with the sum of the whole file."""
 
     summary: JsonObject | None = Field(description="Null while rows are still being judged.")
+
+
+class DataRiskRowText(DataRiskRow):
+    """A line of a training file with its text."""
+
+    row: JsonObject = Field(description="The row, as it was uploaded.")
+
+
+class OpinionObject(Schema):
+    """What one judge says of one answer."""
+
+    judge: str
+    revision: str
+    verdict: AnswerVerdict
+
+
+class AnswerObject(Schema):
+    """A test prompt, the model's answer, and what each judge says of it."""
+
+    id: str = Field(description="The place in the evaluation, for paging.")
+    object: Literal["model.answer"] = "model.answer"
+    prompt: str
+    prompt_is_harmful: bool
+    category: str | None
+    answer: str
+    verdict: AnswerVerdict = Field(description="What the judge that decides says.")
+    opinions: list[OpinionObject]
+
+    @classmethod
+    def of(cls, place: int, given: TestAnswer) -> Self:
+        """Show a stored answer."""
+        return cls(
+            id=str(place),
+            prompt=given.prompt,
+            prompt_is_harmful=given.is_harmful_prompt,
+            category=given.category,
+            answer=given.answer,
+            verdict=given.verdict,
+            opinions=[
+                OpinionObject(
+                    judge=opinion.judge.name,
+                    revision=opinion.judge.revision,
+                    verdict=opinion.verdict,
+                )
+                for opinion in given.opinions
+            ],
+        )
+
+
+class AnswerPage(Listing[AnswerObject]):
+    """One page of answers, in the order in which the prompts were asked."""
+
+    evaluation: str
 
 
 class SigningKey(Schema):

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from api.files.intake import Content, EmptyFile, FileTooLarge, checked, known_purpose, taking_in
 from api.files.service import clean_filename, store_file
 from api.locks import lock_name
+from api.organization.quotas import check_bytes
 from api.uploads.schemas import MAX_PARTS, CreateUpload
 from models.base import utc_now
 from models.errors import Conflict, DomainError, NotFound
@@ -150,6 +151,7 @@ def add_part(
         UploadNotFound: the upload is absent, or another project's.
         UploadNotPending: it ended while the part was on its way.
         TooManyParts: it has too many parts, or too many bytes in them.
+        QuotaExceeded: the project may not store so much more.
     """
     if size == 0:
         raise EmptyFile("The part has no bytes.", param="data")
@@ -165,6 +167,7 @@ def add_part(
         raise TooManyParts(
             f"The parts have more bytes than the {upload.bytes:,} that were declared.", param="data"
         )
+    check_bytes(session, project_id, size)
     part = UploadPart(id=part_id, upload_id=upload_id, bytes=size)
     session.add(part)
     session.flush()
@@ -238,12 +241,15 @@ def complete_upload(
 
     Raises:
         UploadNotPending: it was cancelled, or completed with other parts.
+        QuotaExceeded: the project may not store so much, even without the parts.
     """
     upload = _get(session, project_id, assembly.upload_id, is_locked=True)
     if _is_completed_by(upload, assembly.part_ids):
         return upload
     if upload.status != UploadStatus.PENDING:
         _refuse_ended(upload)
+    # Before the file is counted: from here on its parts are not.
+    upload.status = UploadStatus.COMPLETED
     file = store_file(
         session,
         storage,
@@ -253,7 +259,6 @@ def complete_upload(
         purpose=upload.purpose,
         life_seconds=upload.file_life_seconds,
     )
-    upload.status = UploadStatus.COMPLETED
     upload.file_id = file.id
     upload.part_ids = list(assembly.part_ids)
     return upload

@@ -34,7 +34,13 @@ def get_box(settings: SettingsDep) -> SecretBox:
     return SecretBox.of(settings)
 
 
+def get_owner(caller: CallerDep) -> service.Owner:
+    """Give whose endpoints the caller may see."""
+    return service.Owner(caller.project.id, is_staff=caller.is_staff)
+
+
 BoxDep = Annotated[SecretBox, Depends(get_box)]
+OwnerDep = Annotated[service.Owner, Depends(get_owner)]
 
 
 @router.get("/webhook_event_types", dependencies=[Depends(get_caller)])
@@ -45,42 +51,42 @@ def list_event_types() -> EventTypeList:
 
 @router.post(ENDPOINTS)
 def create(
-    body: CreateEndpoint, caller: CallerDep, session: SessionDep, settings: SettingsDep, box: BoxDep
+    body: CreateEndpoint, owner: OwnerDep, session: SessionDep, settings: SettingsDep, box: BoxDep
 ) -> EndpointWithSecret:
     """Register a receiver. Its signing secret is in this answer and in that of a rotation, nowhere else."""
     endpoint, secret = service.create_endpoint(
-        session, box, caller.project.id, body, allow_private=settings.webhook_allow_private
+        session, box, owner, body, allow_private=settings.webhook_allow_private
     )
     return EndpointWithSecret.made(endpoint, secret)
 
 
 @router.get(ENDPOINTS)
 def list_endpoints(
-    caller: CallerDep, session: SessionDep, after: After = None, limit: PageLimit = 20
+    owner: OwnerDep, session: SessionDep, after: After = None, limit: PageLimit = 20
 ) -> Listing[EndpointObject]:
     """List the project's endpoints, newest first."""
-    found, has_more = service.list_endpoints(session, caller.project.id, after=after, limit=limit)
+    found, has_more = service.list_endpoints(session, owner, after=after, limit=limit)
     return Listing(data=[EndpointObject.of(endpoint) for endpoint in found], has_more=has_more)
 
 
 @router.get(ENDPOINT)
-def retrieve(endpoint_id: str, caller: CallerDep, session: SessionDep) -> EndpointObject:
+def retrieve(endpoint_id: str, owner: OwnerDep, session: SessionDep) -> EndpointObject:
     """Show one endpoint."""
-    return EndpointObject.of(service.get_endpoint(session, caller.project.id, endpoint_id))
+    return EndpointObject.of(service.get_endpoint(session, owner, endpoint_id))
 
 
 @router.post(ENDPOINT)
 def update(
     endpoint_id: str,
     body: UpdateEndpoint,
-    caller: CallerDep,
+    owner: OwnerDep,
     session: SessionDep,
     settings: SettingsDep,
 ) -> EndpointObject:
     """Change an endpoint; switch it off, or on again after it was disabled."""
     endpoint = service.update_endpoint(
         session,
-        caller.project.id,
+        owner,
         endpoint_id,
         body,
         allow_private=settings.webhook_allow_private,
@@ -89,33 +95,31 @@ def update(
 
 
 @router.delete(ENDPOINT)
-def delete(endpoint_id: str, caller: CallerDep, session: SessionDep) -> DeletedEndpoint:
+def delete(endpoint_id: str, owner: OwnerDep, session: SessionDep) -> DeletedEndpoint:
     """Delete an endpoint and its deliveries."""
-    service.delete_endpoint(session, caller.project.id, endpoint_id)
+    service.delete_endpoint(session, owner, endpoint_id)
     return DeletedEndpoint(id=endpoint_id)
 
 
 @router.post(ENDPOINT + "/rotate_secret")
 def rotate_secret(
     endpoint_id: str,
-    caller: CallerDep,
+    owner: OwnerDep,
     session: SessionDep,
     box: BoxDep,
     body: RotateSecret | None = None,
 ) -> EndpointWithSecret:
     """Replace the signing secret. For 24 hours messages can be signed with the old one as well."""
     keep_old = body is not None and body.keep_old_secret_active_for_24_hours
-    endpoint, secret = service.rotate_secret(
-        session, box, caller.project.id, endpoint_id, keep_old=keep_old
-    )
+    endpoint, secret = service.rotate_secret(session, box, owner, endpoint_id, keep_old=keep_old)
     return EndpointWithSecret.made(endpoint, secret)
 
 
 def prepared(
-    endpoint_id: str, body: TestEndpoint, caller: CallerDep, session: SessionDep, box: BoxDep
+    endpoint_id: str, body: TestEndpoint, owner: OwnerDep, session: SessionDep, box: BoxDep
 ) -> service.Sample:
     """Make the sample in a thread, with a connection that is given back before it is sent."""
-    return service.prepare_test(session, box, caller.project.id, endpoint_id, body.event_type)
+    return service.prepare_test(session, box, owner, endpoint_id, body.event_type)
 
 
 def get_sender(settings: SettingsDep) -> Sender:
@@ -139,23 +143,19 @@ async def test(
 @router.get(ENDPOINT + "/deliveries")
 def list_deliveries(
     endpoint_id: str,
-    caller: CallerDep,
+    owner: OwnerDep,
     session: SessionDep,
     after: After = None,
     limit: PageLimit = 20,
 ) -> Listing[DeliveryObject]:
     """List what was delivered and is to be, newest first. Kept for 30 days."""
-    found, has_more = service.list_deliveries(
-        session, caller.project.id, endpoint_id, after=after, limit=limit
-    )
+    found, has_more = service.list_deliveries(session, owner, endpoint_id, after=after, limit=limit)
     return Listing(data=[DeliveryObject.of(delivery) for delivery in found], has_more=has_more)
 
 
 @router.post(ENDPOINT + "/deliveries/{delivery_id}/redeliver")
 def redeliver(
-    endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep
+    endpoint_id: str, delivery_id: str, owner: OwnerDep, session: SessionDep
 ) -> DeliveryObject:
     """Deliver an event again, or at once, under the same id."""
-    return DeliveryObject.of(
-        service.redeliver(session, caller.project.id, endpoint_id, delivery_id)
-    )
+    return DeliveryObject.of(service.redeliver(session, owner, endpoint_id, delivery_id))

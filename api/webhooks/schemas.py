@@ -40,6 +40,9 @@ class CreateEndpoint(Schema):
     name: Name
     url: Url
     event_types: EventTypes
+    all_projects: bool = Field(
+        False, description="Whether it is told of every project's events; for staff."
+    )
 
 
 class UpdateEndpoint(Schema):
@@ -85,6 +88,7 @@ class EndpointObject(Schema):
     url: str
     event_types: list[str]
     signing_secret_hint: str
+    all_projects: bool
     enabled: bool
     disabled_reason: str | None = Field(description="Why nothing is sent any more.")
 
@@ -99,6 +103,7 @@ class EndpointObject(Schema):
             url=endpoint.url,
             event_types=endpoint.event_types,
             signing_secret_hint=endpoint.secret_hint,
+            all_projects=endpoint.all_projects,
             enabled=endpoint.is_enabled,
             disabled_reason=endpoint.disabled_reason,
         )

@@ -1,4 +1,4 @@
-"""Webhook endpoints of a project: made, changed, tried out, and what was delivered to them."""
+"""Webhook endpoints of a project, or of staff for all projects: made, changed, tried out, and what was delivered."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, func, select, tuple_
+from sqlalchemy import ColumnElement, and_, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from api.locks import lock_name
@@ -17,7 +17,7 @@ from api.webhooks.sender import Message, NotDelivered, Sender
 from api.webhooks.signing import SecretBox, SecretUnreadable, hint, new_secret
 from api.webhooks.target import check_url
 from models.base import new_id, utc_now
-from models.errors import Conflict, DomainError, NotFound
+from models.errors import Conflict, DomainError, Forbidden, NotFound
 from models.webhook import (
     MAX_ATTEMPTS,
     DeliveryStatus,
@@ -80,6 +80,19 @@ class SecretLost(Conflict):
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose endpoints are meant: a project's, and only for staff those that are told of every project."""
+
+    project_id: str
+    is_staff: bool
+
+    def may_see(self) -> ColumnElement[bool]:
+        """Give the condition that selects the endpoints."""
+        own = WebhookEndpoint.project_id == self.project_id
+        return own if self.is_staff else and_(own, ~WebhookEndpoint.all_projects)
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A message to try an endpoint out with."""
 
@@ -97,7 +110,7 @@ _testing: set[str] = set()
 def create_endpoint(
     session: Session,
     box: SecretBox,
-    project_id: str,
+    owner: Owner,
     asked: CreateEndpoint,
     *,
     allow_private: bool,
@@ -107,19 +120,23 @@ def create_endpoint(
     Raises:
         InvalidWebhookUrl: the URL cannot be a webhook's.
         TooManyEndpoints: the project has its fill.
+        Forbidden: a customer wants to be told of every project.
     """
+    if asked.all_projects and not owner.is_staff:
+        raise Forbidden("Only staff are told of the events of all projects.")
     check_url(asked.url, allow_private=allow_private)
-    lock_name(session, "webhook_endpoints", project_id)
+    lock_name(session, "webhook_endpoints", owner.project_id)
     count = session.scalar(
         select(func.count())
         .select_from(WebhookEndpoint)
-        .where(WebhookEndpoint.project_id == project_id)
+        .where(WebhookEndpoint.project_id == owner.project_id)
     )
     if (count or 0) >= MAX_ENDPOINTS:
         raise TooManyEndpoints
     secret = new_secret()
     endpoint = WebhookEndpoint(
-        project_id=project_id,
+        project_id=owner.project_id,
+        all_projects=asked.all_projects,
         name=asked.name,
         url=asked.url,
         event_types=_sorted(asked.event_types),
@@ -132,25 +149,25 @@ def create_endpoint(
 
 
 def list_endpoints(
-    session: Session, project_id: str, *, after: str | None, limit: int
+    session: Session, owner: Owner, *, after: str | None, limit: int
 ) -> tuple[Sequence[WebhookEndpoint], bool]:
     """Give one page of a project's endpoints, newest first, and whether more follow."""
-    last = None if after is None else get_endpoint(session, project_id, after)
-    return _page(session, WebhookEndpoint, WebhookEndpoint.project_id == project_id, last, limit)
+    last = None if after is None else get_endpoint(session, owner, after)
+    return _page(session, WebhookEndpoint, owner.may_see(), last, limit)
 
 
-def get_endpoint(session: Session, project_id: str, endpoint_id: str) -> WebhookEndpoint:
+def get_endpoint(session: Session, owner: Owner, endpoint_id: str) -> WebhookEndpoint:
     """Give an endpoint.
 
     Raises:
         EndpointNotFound: it is absent, or another project's.
     """
-    return _get(session, project_id, endpoint_id)
+    return _get(session, owner, endpoint_id)
 
 
 def update_endpoint(
     session: Session,
-    project_id: str,
+    owner: Owner,
     endpoint_id: str,
     asked: UpdateEndpoint,
     *,
@@ -162,7 +179,7 @@ def update_endpoint(
         EndpointNotFound: it is absent, or another project's.
         InvalidWebhookUrl: the URL cannot be a webhook's.
     """
-    endpoint = _get(session, project_id, endpoint_id, is_locked=True)
+    endpoint = _get(session, owner, endpoint_id, is_locked=True)
     if asked.url is not None:
         check_url(asked.url, allow_private=allow_private)
     changes = asked.model_dump(exclude_none=True, exclude={"enabled"})
@@ -180,24 +197,24 @@ def update_endpoint(
     return endpoint
 
 
-def delete_endpoint(session: Session, project_id: str, endpoint_id: str) -> None:
+def delete_endpoint(session: Session, owner: Owner, endpoint_id: str) -> None:
     """Forget an endpoint, with everything that was or was to be delivered to it.
 
     Raises:
         EndpointNotFound: it is absent, or another project's.
     """
-    session.delete(_get(session, project_id, endpoint_id, is_locked=True))
+    session.delete(_get(session, owner, endpoint_id, is_locked=True))
 
 
 def rotate_secret(
-    session: Session, box: SecretBox, project_id: str, endpoint_id: str, *, keep_old: bool
+    session: Session, box: SecretBox, owner: Owner, endpoint_id: str, *, keep_old: bool
 ) -> tuple[WebhookEndpoint, str]:
     """Give an endpoint a new secret; the old one may stay valid beside it for 24 hours.
 
     Raises:
         EndpointNotFound: it is absent, or another project's.
     """
-    endpoint = _get(session, project_id, endpoint_id, is_locked=True)
+    endpoint = _get(session, owner, endpoint_id, is_locked=True)
     now, secret = utc_now(), new_secret()
     endpoint.old_sealed_secret = endpoint.sealed_secret if keep_old else None
     endpoint.old_secret_expires_at = now + OLD_SECRET_LIVES if keep_old else None
@@ -207,7 +224,7 @@ def rotate_secret(
 
 
 def prepare_test(
-    session: Session, box: SecretBox, project_id: str, endpoint_id: str, type: WebhookEventType
+    session: Session, box: SecretBox, owner: Owner, endpoint_id: str, type: WebhookEventType
 ) -> Sample:
     """Make a sample of an event, ready to be sent once the session is closed.
 
@@ -215,7 +232,7 @@ def prepare_test(
         EndpointNotFound: it is absent, or another project's.
         SecretLost: it cannot be signed for.
     """
-    endpoint, now = _get(session, project_id, endpoint_id), utc_now()
+    endpoint, now = _get(session, owner, endpoint_id), utc_now()
     try:
         secrets = tuple(box.open(sealed) for sealed in valid_secrets(endpoint, now))
     except SecretUnreadable:
@@ -223,7 +240,7 @@ def prepare_test(
     # Of an object that there is not: receivers who look it up should be told so.
     data = {"id": new_id("sample"), "test": True}
     message = Message(new_event_id(), type, now, data)
-    return Sample(endpoint.id, project_id, endpoint.url, secrets, message)
+    return Sample(endpoint.id, owner.project_id, endpoint.url, secrets, message)
 
 
 async def send_test(sender: Sender, sample: Sample) -> int:
@@ -245,7 +262,7 @@ async def send_test(sender: Sender, sample: Sample) -> int:
 
 
 def list_deliveries(
-    session: Session, project_id: str, endpoint_id: str, *, after: str | None, limit: int
+    session: Session, owner: Owner, endpoint_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[WebhookDelivery], bool]:
     """Give one page of what was and is to be delivered, newest first, and whether more follow.
 
@@ -253,13 +270,13 @@ def list_deliveries(
         EndpointNotFound: it is absent, or another project's.
         DeliveryNotFound: `after` names no delivery of it.
     """
-    endpoint = _get(session, project_id, endpoint_id)
+    endpoint = _get(session, owner, endpoint_id)
     last = None if after is None else _get_delivery(session, endpoint, after)
     return _page(session, WebhookDelivery, WebhookDelivery.endpoint_id == endpoint.id, last, limit)
 
 
 def redeliver(
-    session: Session, project_id: str, endpoint_id: str, delivery_id: str
+    session: Session, owner: Owner, endpoint_id: str, delivery_id: str
 ) -> WebhookDelivery:
     """Make a delivery due at once, with a fresh round of attempts. One that is just being sent is left alone.
 
@@ -268,7 +285,7 @@ def redeliver(
         DeliveryNotFound: the endpoint has no such delivery.
         EndpointDisabled: nothing would be sent.
     """
-    endpoint = _get(session, project_id, endpoint_id)
+    endpoint = _get(session, owner, endpoint_id)
     if not endpoint.is_enabled:
         raise EndpointDisabled
     delivery = _get_delivery(session, endpoint, delivery_id, is_locked=True)
@@ -280,11 +297,9 @@ def redeliver(
 
 
 def _get(
-    session: Session, project_id: str, endpoint_id: str, *, is_locked: bool = False
+    session: Session, owner: Owner, endpoint_id: str, *, is_locked: bool = False
 ) -> WebhookEndpoint:
-    query = select(WebhookEndpoint).where(
-        WebhookEndpoint.id == endpoint_id, WebhookEndpoint.project_id == project_id
-    )
+    query = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, owner.may_see())
     endpoint = session.scalar(query.with_for_update() if is_locked else query)
     if endpoint is None:
         raise EndpointNotFound(param="webhook_endpoint_id")

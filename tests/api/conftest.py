@@ -16,14 +16,15 @@ from api.app import create_app
 from api.inference.service import make_client
 from models.api_key import Project, Scope, create_key
 from models.base import new_id
+from models.data_risk import DataReview
 from models.evaluation import Evaluation
 from models.hyperparameters import FinetuneHyperparameters, resolve_finetune
-from models.job import Job, JobKind, JobStatus, Stage, append_event
+from models.job import Job, JobKind, JobStatus, Stage, append_event, await_review
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.safety_set import HEADER
 from models.settings import Settings
 from models.storage import Storage
-from tests.models.factories import make_report
+from tests.models.factories import make_report, make_screening
 
 #: Where the safety set of every version lies; of its files only the header is there.
 SAFETY = "safety/x"
@@ -150,6 +151,14 @@ class Place:
         )
         self.evaluation(version, harmful=15)
         return version, job
+
+    def held_data(self, project: Project, parent: ModelVersion) -> Job:
+        """Make a job whose policy holds two of twelve training rows, before a model is made."""
+        job = self.job(project, parent, status=JobStatus.RUNNING)
+        await_review(job, hours=1, stage=Stage.DATA_REVIEW)
+        make_screening(self.session, job).review = DataReview.WAITING
+        self.session.commit()
+        return job
 
 
 #: No part listens at these addresses: a test that needs one says so.

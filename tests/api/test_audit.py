@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai import OpenAI
-from sqlalchemy import text
+from sqlalchemy import select, text
 
+from models.api_key import ApiKey
 from models.audit import SERVICE, check_chain, record
 from models.model_version import ModelVersion
 from tests.api.conftest import Place, Tenant
@@ -29,6 +31,12 @@ def fill(place: Place, count: int, action: str = "thing.done") -> None:
             details={"number": number},
         )
     place.session.commit()
+
+
+def operator_key(place: Place, operator: Tenant) -> ApiKey:
+    return place.session.scalars(
+        select(ApiKey).where(ApiKey.project_id == operator.project.id)
+    ).one()
 
 
 def actions(tenant: Tenant, **params: object) -> list[str]:
@@ -73,9 +81,68 @@ class TestList:
         assert len(actions(operator, since=1)) == 3
 
     @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("policy-7", 1),
+            ("POLICY cre", 1),
+            ("Grüße from", 1),
+            ("ftjob-9e12", 1),
+            ("stat", 1),
+            ("tatute", 0),
+            ("statute zebra", 0),
+            ("thing", 2),
+            ("12 'or' !&|():*", 0),
+            ("?!", 0),
+        ],
+    )
+    def test_finds_words_and_their_beginnings(
+        self, operator: Tenant, place: Place, text: str, found: int
+    ) -> None:
+        fill(place, 2)
+        record(
+            place.session,
+            actor=operator_key(place, operator),
+            action="policy.created",
+            subject=("policy", "policy-7"),
+            project_id=operator.project.id,
+            reason="Grüße from the statute.",
+            details={"job": "ftjob-9e12abcD"},
+        )
+        place.session.commit()
+        assert len(actions(operator, text=text)) == found
+
+    def test_a_range_of_times_is_found_however_much_came_since(
+        self, operator: Tenant, place: Place
+    ) -> None:
+        fill(place, 6)
+        # Days 1 to 6, but one machine's clock went half a day before the others'.
+        place.session.execute(text("alter table audit_entries disable trigger all"))
+        place.session.execute(
+            text(
+                "update audit_entries set created_at = timestamptz '2026-01-01 12:00Z' "
+                "+ position * interval '1 day' - case when position = 4 then interval '18 hours' else '0' end"
+            )
+        )
+        place.session.commit()
+
+        def found(**params: str) -> list[int]:
+            times = {k: int(datetime.fromisoformat(v).timestamp()) for k, v in params.items()}
+            data = operator.client.get(AUDIT, params=times).json()["data"]
+            return [entry["position"] for entry in data]
+
+        assert found(since="2026-01-04T00:00Z") == [6, 5, 4, 3]
+        assert found(since="2026-01-04T18:00Z") == [6, 5, 4]
+        assert found(until="2026-01-04T12:00Z") == [3, 2, 1]
+        assert found(since="2026-01-03T00:00Z", until="2026-01-04T19:00Z") == [4, 3, 2]
+        assert found(since="2026-02-01T00:00Z") == []
+        assert found(until="2025-01-01T00:00Z") == []
+
+    @pytest.mark.parametrize(
         ("params", "status"),
         [
             ({"after": "audit-none"}, 404),
+            ({"text": ""}, 400),
+            ({"text": "x" * 257}, 400),
             ({"limit": 0}, 400),
             ({"since": -1}, 400),
             ({"until": 10**15}, 400),

@@ -27,6 +27,7 @@ from tests.api.base_folders import write_base, write_safety_set
 from tests.api.certificates import SMALL_PLAN, certify, supply
 from tests.api.conftest import Place, rows
 from tests.api.server import serve
+from tests.api.test_dpo import pairs
 from tests.worker.certify.made import certificate as made_by_hand
 
 # Each test starts a server.
@@ -125,6 +126,22 @@ class TestFiles:
             line.split() for line in cli("files", "upload", data).splitlines()
         ]
 
+    @pytest.mark.parametrize(
+        ("given", "seconds"), [("3600", 3600), ("90m", 5400), ("12h", 43_200), ("30d", 2_592_000)]
+    )
+    def test_a_file_may_expire(self, cli: Cli, data: Path, given: str, seconds: int) -> None:
+        file = cli.json("files", "upload", data, "--expires-after", given)
+        assert file["expires_at"] == int(str(file["created_at"])) + seconds
+        assert "expires" in cli("files", "upload", data, "--expires-after", given)
+
+    def test_a_life_that_is_too_short_or_no_time_is_said_plainly(
+        self, cli: Cli, data: Path
+    ) -> None:
+        assert "expires_after" in cli.failing("files", "upload", data, "--expires-after", "5m")
+        result = cli.runner.invoke(titer, ["files", "upload", str(data), "--expires-after", "soon"])
+        assert result.exit_code == 2
+        assert "such as 12h" in result.output
+
     def test_every_faulty_row_has_its_line(self, cli: Cli, tmp_path: Path) -> None:
         path = tmp_path / "bad.jsonl"
         path.write_bytes(rows(1) + b'x\n{"prompt": "p"}\n')
@@ -138,6 +155,27 @@ class TestFiles:
 
 
 class TestJobs:
+    def test_a_job_that_learns_from_pairs(
+        self, cli: Cli, aligned: ModelVersion, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "pairs.jsonl"
+        path.write_bytes(pairs())
+        asked = ("jobs", "create", "--model", aligned.id, "--training-file", path)
+        job = cli.json(*asked, "--method", "dpo", "--beta", "0.2", "--epochs", "2")
+        assert job["method"] == {
+            "type": "dpo",
+            "dpo": {
+                "hyperparameters": {
+                    "n_epochs": 2,
+                    "batch_size": 10,
+                    "learning_rate_multiplier": 1.0,
+                    "beta": 0.2,
+                }
+            },
+        }
+        assert "--method dpo" in cli.failing(*asked, "--beta", "0.2")
+        assert "for the method 'dpo'" in cli.failing(*asked)
+
     def test_create_uploads_what_is_a_local_file(
         self, cli: Cli, data: Path, aligned: ModelVersion
     ) -> None:

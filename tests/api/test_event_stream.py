@@ -73,6 +73,7 @@ def live(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Live]:
     monkeypatch.setattr(service, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(service, "LOOK_AGAIN_SECONDS", 0.02)
     app = create_app(
         settings.model_copy(update={"database_url": database_url, "max_event_streams": 20})
     )
@@ -249,6 +250,7 @@ class TestBounds:
         self, live: Live, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(service, "POLL_SECONDS", 5.0)
+        monkeypatch.setattr(service, "LOOK_AGAIN_SECONDS", 5.0)
         before = live.engine.pool.checkedout()  # type: ignore[attr-defined]
         with live.client.stream("GET", live.path + "/stream") as response:
             coming = events(response.iter_lines())
@@ -268,6 +270,7 @@ class TestBounds:
             return real(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(service, "look_up", broken)
+        monkeypatch.setattr(service, "LOOK_ANYWAY_SECONDS", 0.02)
         answer = live.client.get(live.path + "/stream")
         assert len(list(events(answer.iter_lines()))) == 1
         assert threading.main_thread() not in looks

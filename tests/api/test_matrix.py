@@ -119,6 +119,7 @@ TABLE = [
     Line(f"GET {TUNING}/{{job_id}}/events/stream", ANYONE, World.ended, STAFF),
     Line(f"GET {TUNING}/{{job_id}}/checkpoints", ANYONE, World.queued, STAFF),
     Line(f"GET {TUNING}/{{job_id}}/data_risk", ANYONE, World.screened, STAFF),
+    Line(f"GET {TUNING}/{{job_id}}/data_risk/{{line}}", CUSTOMER | REVIEWER, World.screened_row, REVIEWER),
     Line(f"POST {TUNING}/{{job_id}}/appeal", CUSTOMER, World.appealable, NOBODY, {"text": "Look again."}, World.decided),
     Line(f"GET {TUNING}/{{job_id}}/appeal", ANYONE, World.appealed, STAFF),
 
@@ -144,6 +145,7 @@ TABLE = [
     Line(f"DELETE {MODEL}", ANYONE, World.released, PROVIDER, wrong=World.parent),
     Line(f"GET {MODEL}/certificate", PROVIDER, World.certified),
     Line(f"GET {MODEL}/safety_report", ANYONE, World.stored, STAFF, wrong=World.blocked, status=403),
+    Line(f"GET {MODEL}/answers", REVIEWER, World.answered, None),
     Line(f"GET {MODEL}/export", ANYONE, World.stored, STAFF, wrong=World.blocked, status=403),
     Line(f"POST {MODEL}/review", REVIEWER, World.held, None, {"decision": "release", **REASON}, World.released),
     Line("POST /v1/base_models", PROVIDER, World.new_base, wrong=World.name_of_base_taken),
@@ -203,6 +205,8 @@ TABLE = [
     Line(f"POST {REVIEWS}/{{review_id}}/reject", REVIEWER, World.review, None, REASON, World.decided),
     Line(f"POST {REVIEWS}/{{review_id}}/reevaluate", REVIEWER, World.review, None, REASON, World.decided),
     Line("GET /v1/projects/{project_id}/risk", STAFF, World.own_project),
+
+    Line("GET /v1/system", STAFF),
 
     Line("GET /healthz", ANYONE),
 ]

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from api.policies import service
 from api.policies.schemas import CreatePolicy
-from models.api_key import Scope, create_key
+from models.api_key import Project, Scope, create_key
 from models.audit import AuditEntry
 from models.evaluation import Evaluation
 from models.model_version import Gate, ModelVersion, VersionKind
@@ -18,6 +18,7 @@ from models.policy import PolicyRules, SafetyPolicy, current_policy
 from models.rate import Rate
 from models.session import make_engine, session_factory
 from tests.api.conftest import Place, Tenant
+from tests.api.test_safety import screened
 from tests.models.factories import make_project
 
 POLICIES = "/v1/policies"
@@ -202,6 +203,17 @@ class TestRead:
         assert operator.client.get(POLICIES, params={"after": wanted}).status_code == 404
 
 
+class TestInForce:
+    def test_lists_one_of_each_scope(self, operator: Tenant, customer: Tenant) -> None:
+        create(operator, rules={"max_harmful_score": 9}, activate=True)
+        create(operator, rules={}, project=customer.project.id, activate=True)
+        create(operator, rules={"min_prompts": 60}, project=customer.project.id, activate=True)
+        create(operator, rules={"min_prompts": 70})
+        data = operator.client.get(POLICIES, params={"active": True}).json()["data"]
+        assert [policy["id"] for policy in data] == ["policy-4", "policy-2"]
+        assert all(policy["active"] for policy in data)
+
+
 class TestDryRun:
     @pytest.fixture
     def scored(
@@ -258,6 +270,16 @@ class TestDryRun:
         assert (answer["changes"], answer["data"]) == (0, [])
         assert answer["rules"] == PolicyRules().model_dump(mode="json")
 
+    def test_what_the_services_policy_would_not_reach_can_be_left_out(
+        self, operator: Tenant, stranger: Tenant, scored: list[ModelVersion]
+    ) -> None:
+        create(operator, rules={}, project=stranger.project.id, activate=True)
+        body = {"rules": {"max_harmful_score": 8}, "without_own": True}
+        answer = operator.client.post(DRY_RUN, json=body).json()
+        assert answer["counts"] == {"released": {"released": 2, "held": 1}}
+        operator.client.post(f"{POLICIES}/2/deactivate")
+        assert operator.client.post(DRY_RUN, json=body).json()["evaluations"] == 5
+
     def test_pages_of_changes(self, operator: Tenant, scored: list[ModelVersion]) -> None:
         body: dict[str, object] = {"rules": {"max_harmful_score": 0}, "limit": 1}
         seen, more = [], True
@@ -294,6 +316,32 @@ class TestDryRun:
         answer = operator.client.post(DRY_RUN, json={}).json()
         assert (answer["evaluations"], answer["truncated"]) == (3, True)
         assert "tiny-booster" not in str(answer)
+
+    def test_training_files_that_were_read_are_decided_on_too(
+        self,
+        operator: Tenant,
+        customer: Tenant,
+        stranger: Tenant,
+        place: Place,
+        aligned: ModelVersion,
+    ) -> None:
+        # Of three judges: two flag the second of four rows, one the fourth.
+        screened(place, place.job(customer.project, aligned), [0, 2, 0, 1], judges=3)
+        screened(place, place.job(stranger.project, aligned), [0, 0, 0, 0])
+        screened(place, place.job(stranger.project, aligned), [1], finished=False)
+
+        def tried(project: Project | None = None, **rules: object) -> object:
+            body = {"rules": rules, "project": project.id if project else None}
+            return operator.client.post(DRY_RUN, json=body).json()["data_counts"]
+
+        assert tried() == {"allowed": {"allowed": 2}}
+        held = {"data_action": "hold", "max_harmful_share": 25}
+        assert tried(**held) == {"allowed": {"allowed": 2}}
+        assert tried(**held, row_threshold=0.3) == {"allowed": {"held": 1, "allowed": 1}}
+        held["max_harmful_share"] = 24
+        assert tried(**held) == {"allowed": {"held": 1, "allowed": 1}}
+        assert tried(**held, row_threshold=1) == {"allowed": {"allowed": 2}}
+        assert tried(stranger.project, **held) == {"allowed": {"allowed": 1}}
 
     def test_a_measurement_without_a_decision_is_left_out(
         self, operator: Tenant, place: Place, base: ModelVersion

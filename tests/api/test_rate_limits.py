@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 import redis
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
-from api.rate_limits import RateLimiter
-from models.api_key import Scope
+from api.rate_limits import RateLimiter, RequestTooLarge
+from models.api_key import Scope, find_key
+from models.model_version import ModelVersion
 from models.settings import Settings
 from tests.api.conftest import Place, Tenant
+from tests.api.test_inference import SAID, Serving
 
 LIMIT, LEFT, RESET = (f"x-ratelimit-{word}-requests" for word in ("limit", "remaining", "reset"))
 
 
-def limiter(url: str, per_key: int, per_project: int = 0) -> RateLimiter:
+def limiter(url: str, per_key: int, per_project: int = 0, *, tokens: int = 0) -> RateLimiter:
     return RateLimiter(
         Settings(
             redis_url=url,
             key_requests_per_minute=per_key,
             project_requests_per_minute=per_project,
+            key_tokens_per_minute=tokens,
         )
     )
 
@@ -109,6 +114,59 @@ class TestBuckets:
         assert logs == []
 
 
+def tokens_left(counter: RateLimiter) -> int:
+    """Ask by taking as little as there is."""
+    allowance = counter.take("k", "p", "tokens", 1)
+    assert allowance is not None
+    return allowance.remaining
+
+
+class TestTokens:
+    @pytest.fixture
+    def counter(self, redis_url: str) -> Iterator[RateLimiter]:
+        # So slow that nothing to speak of flows back while a test runs.
+        counter = limiter(redis_url, per_key=0, tokens=600)
+        yield counter
+        counter.close()
+
+    def test_as_many_as_are_asked_for_are_taken_at_once_or_none(self, counter: RateLimiter) -> None:
+        first = counter.take("k", "p", "tokens", 500)
+        assert first is not None
+        assert (first.limit, first.remaining, first.wait_milliseconds) == (600, 100, 0)
+        assert first.headers()["x-ratelimit-remaining-tokens"] == "100"
+        second = counter.take("k", "p", "tokens", 200)
+        assert second is not None
+        assert 8_000 < second.wait_milliseconds <= 10_000
+        assert tokens_left(counter) == pytest.approx(99, abs=20)
+
+    def test_an_estimate_is_corrected_both_ways(self, counter: RateLimiter) -> None:
+        counter.take("k", "p", "tokens", 500)
+        counter.put_back("k", "p", 300)
+        assert tokens_left(counter) == pytest.approx(399, abs=20)
+        counter.put_back("k", "p", -800)
+        overdrawn = counter.take("k", "p", "tokens", 1)
+        assert overdrawn is not None
+        assert overdrawn.remaining == 0
+        assert 30_000 < overdrawn.wait_milliseconds <= 42_000
+
+    def test_more_cannot_be_put_back_than_a_minute_has(self, counter: RateLimiter) -> None:
+        counter.take("k", "p", "tokens", 10)
+        counter.put_back("k", "p", 10_000)
+        assert tokens_left(counter) == 599
+
+    def test_what_is_more_than_a_minutes_is_refused_for_good(self, counter: RateLimiter) -> None:
+        with pytest.raises(RequestTooLarge, match="at most 600"):
+            counter.take("k", "p", "tokens", 601)
+        assert tokens_left(counter) == 599
+
+    def test_they_are_not_requests(self, redis_url: str) -> None:
+        counter = limiter(redis_url, per_key=1, tokens=600)
+        assert waits(counter) == 0
+        assert tokens_left(counter) == 599
+        assert waits(counter) > 0
+        counter.close()
+
+
 class TestWithoutRedis:
     def test_requests_pass_fast_and_one_warning_is_logged(self) -> None:
         counter = limiter("redis://127.0.0.1:1/0", per_key=1)
@@ -185,3 +243,132 @@ class TestAnswers:
         response = customer.client.get("/v1/files")
         assert response.status_code == 200
         assert LIMIT not in response.headers
+
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TOKENS_LEFT = "x-ratelimit-remaining-tokens"
+#: 400 characters are taken for 100 tokens.
+ASKED: dict[str, object] = {
+    "messages": [{"role": "user", "content": "x" * 400}],
+    "max_tokens": 200,
+    "n": 2,
+}
+
+
+class TestMeteredInference:
+    @pytest.fixture
+    def serving(self, app: FastAPI) -> Serving:
+        serving = Serving()
+        app.state.serving = httpx.AsyncClient(
+            transport=httpx.MockTransport(serving), base_url="http://serving"
+        )
+        return serving
+
+    @pytest.fixture(autouse=True)
+    def counter(self, app: FastAPI, redis_url: str) -> Iterator[RateLimiter]:
+        app.state.rate_limiter = limiter(redis_url, per_key=0, tokens=1_000)
+        yield app.state.rate_limiter
+        app.state.rate_limiter.close()
+
+    def left(self, counter: RateLimiter, tenant: Tenant, place: Place) -> int:
+        key = find_key(place.session, tenant.token)
+        allowance = counter.take(key.id, tenant.project.id, "tokens", 1)
+        assert allowance is not None
+        return allowance.remaining + 1
+
+    def test_an_estimate_is_taken_and_the_count_stands_in_its_place(
+        self,
+        customer: Tenant,
+        aligned: ModelVersion,
+        serving: Serving,
+        counter: RateLimiter,
+        place: Place,
+    ) -> None:
+        serving.answer = lambda: httpx.Response(200, json={**SAID, "usage": {"total_tokens": 70}})
+        response = customer.client.post(CHAT, json={"model": aligned.id, **ASKED})
+        assert response.status_code == 200
+        assert response.headers["x-ratelimit-limit-tokens"] == "1000"
+        assert response.headers[TOKENS_LEFT] == "500"
+        assert response.headers["x-ratelimit-reset-tokens"] == "30000ms"
+        assert self.left(counter, customer, place) == pytest.approx(930, abs=30)
+
+    def test_what_does_not_fit_any_more_waits_and_what_never_fits_does_not(
+        self, customer: Tenant, aligned: ModelVersion, serving: Serving
+    ) -> None:
+        body = {"model": aligned.id, **ASKED}
+        assert [customer.client.post(CHAT, json=body).status_code for _ in range(2)] == [200, 200]
+        refused = customer.client.post(CHAT, json=body)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 20 <= int(refused.headers["retry-after"]) <= 30
+        assert "x-should-retry" not in refused.headers
+        large = customer.client.post(CHAT, json={**body, "max_tokens": 2_000})
+        assert (large.status_code, large.headers["x-should-retry"]) == (429, "false")
+        assert "about 4100 tokens" in large.json()["error"]["message"]
+        assert len(serving.asked) == 2
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            lambda: httpx.Response(503, json={"error": {"code": "serving_busy"}}),
+            lambda: httpx.Response(500, json={}),
+            lambda: httpx.Response(400, json={"error": {"message": "m"}}),
+        ],
+    )
+    def test_what_was_not_answered_is_given_back(
+        self,
+        customer: Tenant,
+        aligned: ModelVersion,
+        serving: Serving,
+        counter: RateLimiter,
+        place: Place,
+        answer: Callable[[], httpx.Response],
+    ) -> None:
+        serving.answer = answer
+        assert customer.client.post(CHAT, json={"model": aligned.id, **ASKED}).status_code >= 400
+        assert self.left(counter, customer, place) == 1_000
+
+    @pytest.mark.parametrize(("counted", "left"), [(True, 930), (False, 500)])
+    def test_a_stream_is_settled_by_the_count_in_it(
+        self,
+        customer: Tenant,
+        aligned: ModelVersion,
+        serving: Serving,
+        counter: RateLimiter,
+        place: Place,
+        counted: bool,
+        left: int,
+    ) -> None:
+        usage = b'data: {"choices": [], "usage": {"total_tokens": 70}}\n\n' if counted else b""
+        content = b'data: {"choices": [], "usage": null}\n\n' + usage + b"data: [DONE]\n\n"
+        serving.answer = lambda: httpx.Response(200, content=content)
+        response = customer.client.post(CHAT, json={"model": aligned.id, **ASKED, "stream": True})
+        assert response.content == content
+        assert self.left(counter, customer, place) == pytest.approx(left, abs=30)
+
+    @pytest.mark.parametrize("is_streamed", [True, False])
+    def test_completions_count_every_prompt(
+        self,
+        customer: Tenant,
+        aligned: ModelVersion,
+        serving: Serving,
+        counter: RateLimiter,
+        place: Place,
+        is_streamed: bool,
+    ) -> None:
+        usage = {"usage": {"total_tokens": 70}}
+        stream = f"data: {json.dumps({'choices': [], **usage})}\n\ndata: [DONE]\n\n".encode()
+        serving.answer = lambda: (
+            httpx.Response(200, content=stream)
+            if is_streamed
+            else httpx.Response(200, json={**SAID, **usage})
+        )
+        body = {"model": aligned.id, "prompt": ["x" * 400] * 2, "stream": is_streamed}
+        response = customer.client.post(COMPLETIONS, json=body)
+        assert response.status_code == 200
+        # 100 for each prompt, and OpenAI's default of 16 for each answer.
+        assert response.headers[TOKENS_LEFT] == str(1_000 - 232)
+        assert self.left(counter, customer, place) == pytest.approx(860, abs=30)
+
+    def test_nothing_else_takes_tokens(self, customer: Tenant) -> None:
+        assert TOKENS_LEFT not in customer.client.get("/v1/files").headers

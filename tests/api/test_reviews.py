@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 
 from api.reviews import service
 from api.sweeper import sweep
-from models.api_key import ApiKey, Scope, create_key, find_key
+from models.api_key import ApiKey, Project, Scope, create_key, find_key
 from models.audit import AuditEntry, verify
 from models.base import utc_now
+from models.data_risk import Screening
 from models.errors import DomainError
-from models.job import Job, JobEvent, JobKind, JobStatus, Stage
+from models.job import Job, JobEvent, JobKind, JobStatus, Stage, await_review
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules, SafetyPolicy, current_policy
 from models.review import Appeal, ReviewApproval
@@ -529,6 +530,33 @@ class TestRaces:
         with sessions() as session:
             assert session.get_one(Job, job.id).awaits_review
 
+    def test_one_of_many_decisions_on_data_counts(
+        self, sessions: SessionFactory, storage: Storage
+    ) -> None:
+        with sessions() as session:
+            place = Place(session, storage)
+            project = place.project()
+            base = place.version("tiny", VersionKind.BASE)
+            job = place.held_data(project, base)
+            scopes = frozenset({Scope.REVIEWER})
+            keys = [create_key(session, project, f"k{n}", scopes)[0] for n in range(4)]
+            session.commit()
+
+        def deciding(key: ApiKey, decision: service.Decision) -> Callable[[Session], object]:
+            return lambda s: service.decide(s, job.id, decision, "r", by=key)
+
+        acts = [deciding(k, "release" if n % 2 else "reject") for n, k in enumerate(keys)]
+        outcomes = self.at_once(sessions, acts)
+        assert outcomes == ["data_not_held"] * 3 + ["done"]
+        with sessions() as session:
+            stored = session.get_one(Job, job.id)
+            review = session.get_one(Screening, job.id).review
+            assert (stored.status, review) in [
+                (JobStatus.QUEUED, "released"),
+                (JobStatus.FAILED, "rejected"),
+            ]
+            assert len(session.scalars(select(AuditEntry)).all()) == 1
+
     def test_one_appeal(self, sessions: SessionFactory, storage: Storage) -> None:
         with sessions() as session:
             job, keys = self.make(session, storage)
@@ -549,6 +577,142 @@ class TestRaces:
         with sessions() as session:
             assert session.get_one(Job, job.id).error_code == "review_expired"
             assert session.scalars(select(AuditEntry.action)).all() == ["review.expired"]
+
+
+class TestData:
+    """Training rows that the policy holds, before there is a model."""
+
+    @pytest.fixture
+    def job(self, customer: Tenant, aligned: ModelVersion, place: Place) -> Job:
+        return place.held_data(customer.project, aligned)
+
+    def test_shows_what_there_is_to_decide_on(
+        self, reviewer: Tenant, customer: Tenant, job: Job
+    ) -> None:
+        (review,) = reviewer.client.get(REVIEWS).json()["data"]
+        assert (review["id"], review["job"], review["model"]) == (
+            job.id,
+            job.id,
+            job.result_model_id,
+        )
+        assert (review["status"], review["cause"], review["safety"]) == ("waiting", "data", None)
+        assert (review["policy_version"], review["approvals_needed"]) == (1, 1)
+        assert review["expires_at"] > review["created_at"]
+        assert "2 of 12 training rows were flagged" in review["reasons"][0]
+        assert review["reasons"][1] == "The policy's limit is 5%."
+        assert review["data_risk"]["harmful_share"]["count"] == 2
+        assert review["risk"]["models"] == 0
+        assert review == reviewer.client.get(f"{REVIEWS}/{job.id}").json()
+        seen = customer.client.get(f"{JOBS}/{job.id}").json()
+        assert (seen["status"], seen["stage"]) == ("running", "data_review")
+        assert seen["data_risk"]["review"] == {
+            "status": "waiting",
+            "reason": None,
+            "decided_at": None,
+        }
+
+    def test_released_it_goes_on_to_training(
+        self,
+        reviewer: Tenant,
+        customer: Tenant,
+        job: Job,
+        place: Place,
+        doorbell: SilentDoorbell,
+    ) -> None:
+        review = reviewer.client.post(f"{REVIEWS}/{job.id}/release", json=WHY).json()
+        assert (review["status"], review["job_status"]) == ("released", "queued")
+        seen = customer.client.get(f"{JOBS}/{job.id}").json()
+        assert (seen["status"], seen["stage"], seen["error"]) == ("queued", "train", None)
+        assert seen["data_risk"]["review"]["status"] == "released"
+        assert seen["data_risk"]["review"]["reason"] == WHY["reason"]
+        assert doorbell.rung == [job.id]
+        (entry,) = place.session.scalars(select(AuditEntry)).all()
+        assert (entry.action, entry.subject_id, entry.reason, entry.project_id) == (
+            "data.released",
+            job.id,
+            WHY["reason"],
+            customer.project.id,
+        )
+        assert reviewer.client.get(REVIEWS).json()["data"] == []
+        again = reviewer.client.post(f"{REVIEWS}/{job.id}/reject", json=WHY)
+        assert code(again) == (409, "data_not_held")
+
+    def test_rejected_the_job_fails_with_the_reason(
+        self, reviewer: Tenant, customer: Tenant, job: Job, place: Place
+    ) -> None:
+        review = reviewer.client.post(f"{REVIEWS}/{job.id}/reject", json=WHY).json()
+        assert (review["status"], review["job_status"]) == ("rejected", "failed")
+        error = customer.client.get(f"{JOBS}/{job.id}").json()["error"]
+        assert (error["code"], error["param"]) == ("data_rejected", "training_file")
+        assert WHY["reason"] in error["message"]
+        assert audited(place) == ["data.rejected"]
+        # There is no model, so there is neither a block to appeal nor anything to measure.
+        appeal = customer.client.post(f"{JOBS}/{job.id}/appeal", json={"text": "t"})
+        assert code(appeal) == (409, "not_appealable")
+        again = reviewer.client.post(f"{REVIEWS}/{job.id}/reevaluate", json=WHY)
+        assert code(again) == (409, "not_reevaluable")
+
+    def test_unanswered_it_is_rejected(
+        self, reviewer: Tenant, customer: Tenant, job: Job, place: Place
+    ) -> None:
+        assert job.review_expires_at is not None
+        assert not service.expire_review(place.session, job.id, now=utc_now())
+        late = job.review_expires_at + timedelta(seconds=1)
+        assert service.expire_review(place.session, job.id, now=late)
+        place.session.commit()
+        error = customer.client.get(f"{JOBS}/{job.id}").json()["error"]
+        assert error["code"] == "review_expired"
+        assert reviewer.client.get(f"{REVIEWS}/{job.id}").json()["status"] == "expired"
+        assert audited(place) == ["review.expired"]
+
+    def test_cancelled_it_is_withdrawn(self, reviewer: Tenant, customer: Tenant, job: Job) -> None:
+        assert customer.client.post(f"{JOBS}/{job.id}/cancel").json()["status"] == "cancelled"
+        review = reviewer.client.get(f"{REVIEWS}/{job.id}").json()
+        assert (review["status"], review["job_status"]) == ("withdrawn", "cancelled")
+        assert code(reviewer.client.post(f"{REVIEWS}/{job.id}/release", json=WHY)) == (
+            409,
+            "data_not_held",
+        )
+
+    def test_it_cannot_be_paused(self, customer: Tenant, job: Job) -> None:
+        paused = customer.client.post(f"{JOBS}/{job.id}/pause")
+        assert code(paused) == (409, "illegal_transition")
+
+    @pytest.mark.usefixtures("four_eyes")
+    def test_two_reviewers_for_the_data_and_two_for_the_model(
+        self, reviewer: Tenant, second: Tenant, job: Job, place: Place
+    ) -> None:
+        address = f"{REVIEWS}/{job.id}/release"
+        first = reviewer.client.post(address, json=WHY).json()
+        assert (first["status"], len(first["approvals"])) == ("waiting", 1)
+        assert code(reviewer.client.post(address, json=WHY)) == (409, "already_approved")
+        assert second.client.post(address, json=WHY).json()["status"] == "released"
+        assert audited(place) == ["data.release_approved", "data.released"]
+        assert place.session.scalar(select(func.count()).select_from(ReviewApproval)) == 0
+
+    def test_once_there_is_a_model_the_review_is_the_models(
+        self, reviewer: Tenant, aligned: ModelVersion, job: Job, place: Place
+    ) -> None:
+        reviewer.client.post(f"{REVIEWS}/{job.id}/release", json=WHY)
+        place.session.expire_all()
+        job.status = JobStatus.RUNNING
+        await_review(job, hours=1)
+        project = place.session.get_one(Project, job.project_id)
+        place.version(
+            job.result_model_id,
+            VersionKind.TUNED,
+            gate=Gate.HELD,
+            parent=aligned,
+            project=project,
+            job=job,
+        )
+        place.session.commit()
+        (review,) = reviewer.client.get(REVIEWS).json()["data"]
+        assert (review["cause"], review["status"]) == ("gate", "waiting")
+        assert review["data_risk"]["review"]["status"] == "released"
+        done = reviewer.client.post(f"{REVIEWS}/{job.id}/reject", json=WHY).json()
+        assert (done["status"], done["job_status"]) == ("blocked", "failed")
+        assert audited(place) == ["data.released", "model.rejected"]
 
 
 class TestAlignment:

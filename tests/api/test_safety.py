@@ -9,8 +9,12 @@ import pytest
 from fastapi.testclient import TestClient
 from openai import OpenAI
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from api.safety.signature import Signer, verify
+from models.answers import keep_answers
+from models.audit import AuditEntry
+from models.base import utc_now
 from models.data_risk import DataRisk, ScreenedRow, Screening
 from models.evaluation import JudgeIdentity
 from models.job import Job, append_event
@@ -21,6 +25,7 @@ from models.settings import Settings
 from tests.api.adapters import tuned
 from tests.api.conftest import Place, Tenant, rows, upload
 from tests.api.server import serve
+from tests.models.factories import make_answer
 
 JOBS = "/v1/fine_tuning/jobs"
 SEED = "0a" * 32
@@ -55,6 +60,7 @@ def screened(
         row = ScreenedRow(job_id=job.id, line=line, votes=count, category=category)
         place.session.add(row)
     if finished:
+        screening.finished_at = utc_now()
         flagged = [
             line
             for line, count in zip(lines, votes, strict=True)
@@ -108,6 +114,76 @@ class TestCreate:
         body = {"model": aligned.id, "training_file": upload(customer), "screen": given}
         refused = customer.client.post(JOBS, json=body)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "screen")
+
+
+class TestTexts:
+    @pytest.fixture
+    def job(self, place: Place, customer: Tenant, aligned: ModelVersion) -> Job:
+        file_id = upload(customer)
+        job = place.job(customer.project, aligned, training_file_id=file_id)
+        screened(place, job, [0, 1, 0])
+        return job
+
+    @staticmethod
+    def entries(place: Place, action: str) -> list[AuditEntry]:
+        return list(place.session.scalars(select(AuditEntry).where(AuditEntry.action == action)))
+
+    def test_a_customer_reads_a_row_of_its_own_and_nobody_notes_it(
+        self, place: Place, customer: Tenant, job: Job
+    ) -> None:
+        row = customer.client.get(f"{JOBS}/{job.id}/data_risk/2").json()
+        assert (row["line"], row["flagged"]) == (2, True)
+        assert row["row"] == json.loads(rows().splitlines()[1])
+        assert not self.entries(place, "data_risk.rows_read")
+
+    def test_a_reviewer_reads_it_and_the_audit_log_says_so_without_the_text(
+        self, place: Place, reviewer: Tenant, job: Job
+    ) -> None:
+        row = reviewer.client.get(f"{JOBS}/{job.id}/data_risk/2").json()["row"]
+        (entry,) = self.entries(place, "data_risk.rows_read")
+        assert (entry.subject_id, entry.details["lines"]) == (job.id, [2])
+        assert len(row) == 2
+        assert all(text not in json.dumps(entry.content()) for text in row.values())
+
+    def test_other_staff_and_other_tenants_do_not(
+        self, provider: Tenant, stranger: Tenant, job: Job
+    ) -> None:
+        address = f"{JOBS}/{job.id}/data_risk/2"
+        assert provider.client.get(address).status_code == 403
+        assert stranger.client.get(address).status_code == 404
+
+    @pytest.mark.parametrize("line", [3, 99])
+    def test_a_line_that_was_not_screened(self, customer: Tenant, job: Job, line: int) -> None:
+        answer = customer.client.get(f"{JOBS}/{job.id}/data_risk/{line}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "row_not_found")
+
+    def test_answers_come_by_verdict_and_page_and_who_read_them_is_noted(
+        self, place: Place, reviewer: Tenant, aligned: ModelVersion
+    ) -> None:
+        harmful = (
+            make_answer().opinions[0].model_copy(update={"is_harmful": True, "is_refusal": False})
+        )
+        kept = [make_answer(), make_answer(opinions=(harmful,), answer="turn it left")] * 2
+        evaluation = place.evaluation(aligned, harmful=1)
+        evaluation.report = {
+            **evaluation.report,
+            "answers_sha256": keep_answers(place.storage, kept),
+        }
+        place.session.commit()
+        address = f"/v1/models/{aligned.id}/answers"
+        page = reviewer.client.get(address, params={"verdict": "harmful", "limit": 1}).json()
+        assert [(a["id"], a["answer"]) for a in page["data"]] == [("2", "turn it left")]
+        assert (page["has_more"], page["evaluation"]) == (True, evaluation.id)
+        rest = reviewer.client.get(address, params={"verdict": "harmful", "after": 2}).json()
+        assert [a["id"] for a in rest["data"]] == ["4"]
+        noted = self.entries(place, "evaluation.answers_read")
+        assert [entry.details["answers"] for entry in noted] == [1, 1]
+
+    def test_a_model_that_was_not_measured_has_none(
+        self, reviewer: Tenant, aligned: ModelVersion
+    ) -> None:
+        answer = reviewer.client.get(f"/v1/models/{aligned.id}/answers")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "answers_not_found")
 
 
 class TestDataRisk:

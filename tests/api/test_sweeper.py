@@ -19,10 +19,13 @@ from sqlalchemy.orm import sessionmaker
 from api import sweeper
 from api.sweeper import ABANDONED, RING_AGAIN, SweepReport, run, sweep, tidy
 from api.webhooks.signing import SecretBox, new_secret
+from models.api_key import Project
+from models.audit import AuditEntry
 from models.base import utc_now
 from models.file import content_key
-from models.job import JobEvent, JobStatus, Stage, cancel, claim
-from models.model_version import Gate, ModelVersion
+from models.job import Job, JobEvent, JobStatus, Stage, cancel, claim
+from models.job_checkpoint import JobCheckpoint, checkpoint_name, resume_prefix
+from models.model_version import Gate, ModelVersion, VersionKind
 from models.session import make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
@@ -47,6 +50,19 @@ def swept(place: Place, settings: Settings, doorbell: SilentDoorbell) -> Sweep:
         report = sweep(sessions, doorbell, settings)  # type: ignore[arg-type]
         place.session.expire_all()
         return report
+
+    return go
+
+
+@pytest.fixture
+def tidied(place: Place, settings: Settings) -> Callable[..., int]:
+    sessions = sessionmaker(
+        place.session.connection(), join_transaction_mode="create_savepoint", expire_on_commit=False
+    )
+
+    def go(**changes: object) -> int:
+        place.session.commit()
+        return tidy(sessions, place.storage, settings.model_copy(update=changes))
 
     return go
 
@@ -175,9 +191,6 @@ class TestFiles:
         doorbell: SilentDoorbell,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        def away(*_: object) -> None:
-            raise OSError("away")
-
         file = make_file(place.session, place.project(), expires_at=utc_now())
         job = place.job(place.project(), aligned)
         with monkeypatch.context() as patch:
@@ -188,7 +201,9 @@ class TestFiles:
         assert file.removed_at is None
         assert swept().removed == 1
 
-    def test_what_killed_processes_left_goes_after_a_day(self, storage: Storage) -> None:
+    def test_what_killed_processes_left_goes_after_a_day(
+        self, storage: Storage, tidied: Callable[[], int]
+    ) -> None:
         storage.put("incoming/new", b"x")
         storage.put("incoming/old", b"x")
         storage.put("files/old", b"x")
@@ -196,9 +211,122 @@ class TestFiles:
         long_ago = time.time() - 2 * ABANDONED.total_seconds()
         for name in ("incoming/old", "files/old"):
             os.utime(storage.root / name, (long_ago, long_ago))
-        assert tidy(storage) == 1
+        assert tidied() == 1
         assert storage.exists("incoming/new")
         assert storage.exists("files/old")
+
+
+def away(*_: object) -> None:
+    raise OSError("away")
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def failed(self, place: Place, aligned: ModelVersion) -> Job:
+        """Failed a month ago; of three epochs one was released, one blocked, and the last is the job's model."""
+        long_ago = utc_now() - timedelta(days=31)
+        job = place.job(place.project(), aligned, status=JobStatus.FAILED, finished_at=long_ago)
+        self.add(place, job, aligned, 3, Gate.RELEASED)
+        self.add(place, job, aligned, 6, Gate.BLOCKED)
+        self.add(place, job, aligned, 9, Gate.BLOCKED, is_last=True)
+        place.session.commit()
+        return job
+
+    def add(
+        self,
+        place: Place,
+        job: Job,
+        parent: ModelVersion,
+        step: int,
+        gate: Gate,
+        *,
+        is_last: bool = False,
+    ) -> None:
+        project = place.session.get_one(Project, job.project_id)
+        name = job.result_model_id if is_last else checkpoint_name(job.result_model_id, step)
+        version = place.version(
+            name,
+            VersionKind.TUNED,
+            gate=gate,
+            parent=parent,
+            project=project,
+            job=job if is_last else None,
+        )
+        version.source = {"prefix": f"epochs/{job.id}/1-{step}"}
+        place.storage.put(f"epochs/{job.id}/1-{step}/weights", b"w")
+        place.session.add(
+            JobCheckpoint(job_id=job.id, step=step, version_name=name, metrics={"step": step})
+        )
+
+    def weights(self, place: Place, job: Job) -> list[str]:
+        return place.storage.names(f"epochs/{job.id}")
+
+    def test_of_a_job_that_failed_long_ago_go_unless_they_are_released(
+        self, tidied: Callable[[], int], place: Place, failed: Job
+    ) -> None:
+        assert tidied() == 1
+        assert self.weights(place, failed) == ["1-3", "1-9"]
+        blocked = place.session.get_one(
+            ModelVersion, checkpoint_name(failed.result_model_id, 6), populate_existing=True
+        )
+        assert blocked.deleted_at is not None
+        (entry,) = place.session.scalars(select(AuditEntry)).all()
+        assert (entry.action, entry.subject_id) == ("job.checkpoints_removed", failed.id)
+        assert entry.details == {"models": [blocked.id]}
+        assert tidied() == 0
+
+    def test_of_one_that_ended_lately_or_well_or_runs_again_stay(
+        self, tidied: Callable[[], int], place: Place, failed: Job
+    ) -> None:
+        for facts in (
+            {"finished_at": utc_now() - timedelta(days=29)},
+            {"finished_at": utc_now() - timedelta(days=31), "status": JobStatus.SUCCEEDED},
+            {"finished_at": None, "status": JobStatus.QUEUED},
+        ):
+            for name, value in facts.items():
+                setattr(failed, name, value)
+            place.session.commit()
+            assert tidied() == 0
+        assert len(self.weights(place, failed)) == 3
+
+    def test_what_another_model_was_made_from_stays(
+        self, tidied: Callable[[], int], place: Place, failed: Job
+    ) -> None:
+        parent = place.session.get_one(ModelVersion, checkpoint_name(failed.result_model_id, 6))
+        project = place.session.get_one(Project, failed.project_id)
+        place.version("ft:child", VersionKind.TUNED, parent=parent, project=project)
+        assert tidied() == 0
+
+    def test_they_may_stay_for_ever(
+        self, tidied: Callable[..., int], place: Place, failed: Job
+    ) -> None:
+        assert tidied(checkpoint_days=0) == 0
+        assert len(self.weights(place, failed)) == 3
+
+    def test_where_the_storage_is_away_the_next_round_finds_them(
+        self,
+        tidied: Callable[[], int],
+        place: Place,
+        failed: Job,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "delete_folder", away)
+            with pytest.raises(OSError, match="away"):
+                tidied()
+        assert tidied() == 1
+
+    def test_what_a_run_could_have_gone_on_from_goes_with_its_end(
+        self, tidied: Callable[[], int], place: Place, aligned: ModelVersion
+    ) -> None:
+        jobs = [
+            place.job(place.project(str(status)), aligned, status=status)
+            for status in (JobStatus.CANCELLED, JobStatus.SUCCEEDED, JobStatus.PAUSED)
+        ]
+        for job in jobs:
+            place.storage.put(f"{resume_prefix(job.id)}/step-1/weights", b"w")
+        assert tidied() == 2
+        assert place.storage.names("checkpoints") == [jobs[2].id]
 
 
 class TestLoop:

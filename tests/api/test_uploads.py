@@ -260,6 +260,54 @@ class TestParts:
         refused(response, 413, "body_too_large", None)
 
 
+class TestQuota:
+    @pytest.fixture
+    def upload(self, customer: Tenant, operator: Tenant) -> str:
+        """One that fits, once, into what the project may store."""
+        quotas = {"quotas": {"bytes_stored": len(rows()) + 10}}
+        path = f"/v1/organization/projects/{customer.project.id}"
+        assert operator.client.post(path, json=quotas).status_code == 200
+        return begin(customer)
+
+    def used(self, tenant: Tenant) -> int:
+        quotas = tenant.client.get("/v1/organization/quotas").json()["data"]
+        return next(int(quota["used"]) for quota in quotas if quota["name"] == "bytes_stored")
+
+    def test_parts_count_while_the_upload_is_pending_and_then_the_file(
+        self, customer: Tenant, upload: str
+    ) -> None:
+        parts = [part(customer, upload, rows()[:100]), part(customer, upload, rows()[100:])]
+        assert self.used(customer) == len(rows())
+        error = refused(send(customer, upload, b"x" * 11), 429, "insufficient_quota", None)
+        assert (error["quota"], error["used"]) == ("bytes_stored", len(rows()))
+        # The parts and the file together would be too much.
+        assert complete(customer, upload, parts).status_code == 200
+        assert self.used(customer) == len(rows())
+
+    def test_a_refused_part_leaves_nothing(
+        self, customer: Tenant, upload: str, place: Place
+    ) -> None:
+        part(customer, upload, rows())
+        kept = incoming(place)
+        assert send(customer, upload, rows()).status_code == 429
+        assert incoming(place) == kept
+
+    def test_cancelled_they_count_no_more(self, customer: Tenant, upload: str) -> None:
+        part(customer, upload, rows())
+        cancel(customer, upload)
+        assert self.used(customer) == 0
+
+    def test_a_completion_that_is_too_much_can_be_made_when_there_is_room(
+        self, customer: Tenant, operator: Tenant, upload: str
+    ) -> None:
+        path = f"/v1/organization/projects/{customer.project.id}"
+        parts = [part(customer, upload, rows())]
+        operator.client.post(path, json={"quotas": {"bytes_stored": 10}})
+        refused(complete(customer, upload, parts), 429, "insufficient_quota", None)
+        operator.client.post(path, json={"quotas": {"bytes_stored": 0}})
+        assert complete(customer, upload, parts).json()["status"] == "completed"
+
+
 class TestComplete:
     def test_the_sum_must_be_what_was_declared(self, customer: Tenant, place: Place) -> None:
         content = rows()

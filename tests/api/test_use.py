@@ -133,6 +133,12 @@ class TestNearestLimits:
         count_use(place.session)
         assert [use.percent for use in near(place, bytes_stored=100)] == [150.0]
 
+    def test_a_default_may_be_large(self, place: Place) -> None:
+        project = place.project()
+        make_file(place.session, project, bytes=90 * 10**9)
+        count_use(place.session)
+        assert [use.percent for use in near(place, bytes_stored=100 * 10**9)] == [90.0]
+
     def test_running_jobs_are_no_pressure(self, place: Place) -> None:
         project = place.project()
         count_use(place.session)

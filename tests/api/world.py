@@ -14,6 +14,7 @@ from api.policies.schemas import CreatePolicy
 from api.policies.service import create_policy
 from api.webhooks.service import MAX_ENDPOINTS
 from api.webhooks.signing import SecretBox, new_secret
+from models.answers import keep_answers
 from models.api_key import ApiKey, Project, Scope
 from models.base import new_id, utc_now
 from models.file import File
@@ -30,6 +31,7 @@ from tests.api.base_folders import write_base, write_safety_set
 from tests.api.certificates import SMALL_PLAN, certify, supply
 from tests.api.conftest import Place, Tenant, rows
 from tests.api.test_safety import screened
+from tests.models.factories import make_answer
 from tests.models.test_webhook import make_endpoint
 
 WEBHOOK_KEY = "k" * 32
@@ -163,6 +165,11 @@ class World:
         screened(self.place, job, [0, 1, 0])
         return job.id
 
+    def screened_row(self) -> Ask:
+        job = self._finetune(training_file_id=self.file())
+        screened(self.place, job, [0, 1, 0])
+        return Ask((job.id, "2"), about=job.id)
+
     def alignment(self) -> str:
         return self._alignment(JobStatus.QUEUED)
 
@@ -177,6 +184,16 @@ class World:
 
     def ended_certification(self) -> str:
         return self._certification(JobStatus.SUCCEEDED)
+
+    def answered(self) -> str:
+        version = self._tuned(Gate.RELEASED, JobStatus.SUCCEEDED)
+        evaluation = self.place.evaluation(version, harmful=1)
+        evaluation.report = {
+            **evaluation.report,
+            "answers_sha256": keep_answers(self.place.storage, [make_answer()]),
+        }
+        self.place.session.commit()
+        return version.id
 
     def new_alignment(self) -> Ask:
         return body(model=self.aligned.root_id, name=new_id("booster"))

@@ -9,8 +9,8 @@ from models.certification import Family, SimulatedCustomer
 from models.data_risk import (
     NoScreeningJudge,
     Screening,
+    decide_on_rows,
     expected_harm,
-    is_exceeded,
     screening_judges,
 )
 from models.judges import RefusalStringsSpec, SandboxJudgeSpec
@@ -124,18 +124,23 @@ class TestExpectedHarm:
 
 
 @pytest.mark.parametrize(
-    ("count", "limit", "acts"),
+    ("count", "limit", "outcome"),
     [
-        (0, None, False),
-        (100, None, False),
-        (0, 0.0, False),
-        (1, 0.0, True),
-        (5, 5.0, False),
-        (6, 5.0, True),
+        (0, None, "allowed"),
+        (100, None, "allowed"),
+        (0, 0.0, "allowed"),
+        (1, 0.0, "held"),
+        (5, 5.0, "allowed"),
+        (6, 5.0, "held"),
     ],
 )
-def test_the_policy_acts_above_its_limit(count: int, limit: float | None, acts: bool) -> None:
-    assert is_exceeded(Rate(count=count, n=100), limit) is acts
+def test_the_policy_acts_above_its_limit(count: int, limit: float | None, outcome: str) -> None:
+    assert decide_on_rows(Rate(count=count, n=100), "hold", limit) == outcome
+
+
+@pytest.mark.parametrize(("count", "outcome"), [(99, "dropped"), (100, "rejected")])
+def test_where_every_row_would_be_dropped_the_file_is_rejected(count: int, outcome: str) -> None:
+    assert decide_on_rows(Rate(count=count, n=100), "drop", 0.0) == outcome
 
 
 @pytest.mark.parametrize(

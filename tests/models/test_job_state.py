@@ -28,6 +28,7 @@ from sqlalchemy import select
 
 from models.base import utc_now
 from models.job import (
+    REVIEWS,
     TERMINAL,
     IllegalTransition,
     Job,
@@ -37,9 +38,11 @@ from models.job import (
     LeaseLost,
     Stage,
     append_event,
+    await_review,
     cancel,
     claim,
     fail,
+    go_on,
     heartbeat,
     hold,
     lock_job,
@@ -156,14 +159,13 @@ class JobLife(RuleBasedStateMachine):
                 fail(session, job, code="harmful_score_exceeded", message="Too harmful.")
         self.end(JobStatus.SUCCEEDED if is_good else JobStatus.FAILED)
 
-    @rule(lease=leases)
-    def is_held_for_review(self, lease: Lease) -> None:
+    @rule(lease=leases, stage=st.sampled_from(sorted(REVIEWS)))
+    def is_held_for_review(self, lease: Lease, stage: Stage) -> None:
         if not self.is_live(lease):
             return
         with self.sessions.begin() as session:
             job = hold(session, lease)
-            job.stage = Stage.REVIEW
-            job.lease_owner = job.lease_expires_at = None
+            await_review(job, hours=1, stage=stage)
             append_event(session, job, "Held.", level="warn")
         self.is_in_review, self.is_expired, self.is_pausing = True, False, False
         self.events += 1
@@ -222,6 +224,13 @@ class JobLife(RuleBasedStateMachine):
             else:
                 fail(session, job, code="review_rejected", message="Rejected.")
         self.end(JobStatus.SUCCEEDED if is_released else JobStatus.FAILED)
+
+    @precondition(lambda self: self.is_in_review)
+    @rule()
+    def is_sent_on(self) -> None:
+        with self.sessions.begin() as session:
+            go_on(session, lock_job(session, self.job_id), stage=Stage.TRAIN)
+        self.end(JobStatus.QUEUED)
 
     @rule(is_meant=st.sampled_from([False, False, False, True]))
     def is_cancelled(self, is_meant: bool) -> None:

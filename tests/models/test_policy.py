@@ -12,18 +12,9 @@ from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from models.base import utc_now
 from models.evaluation import EvaluationReport
 from models.model_version import Gate
-from models.policy import (
-    PolicyRules,
-    SafetyPolicy,
-    Verdict,
-    current_policy,
-    decide,
-    own_policies,
-)
-from models.project import Project
+from models.policy import PolicyRules, SafetyPolicy, Verdict, current_policy, decide
 from models.rate import Rate
 from models.session import make_engine, session_factory
 from tests.models.factories import make_report
@@ -262,28 +253,3 @@ class TestCurrentPolicy:
         with sessions() as session:
             assert session.scalar(select(func.count()).select_from(SafetyPolicy)) == 1
         engine.dispose()
-
-
-class TestOwnPolicies:
-    def test_gives_of_each_project_the_one_in_force(self, session: Session) -> None:
-        one, other, none = (Project(name=name) for name in ("one", "other", "none"))
-        session.add_all([one, other, none])
-        session.flush()
-        for version, owner, limit, is_active in (
-            (10, one, 5, True),
-            (11, one, 7, True),
-            (12, one, 9, False),
-            (13, other, 3, False),
-        ):
-            policy = SafetyPolicy(
-                version=version,
-                project_id=owner.id,
-                rules=PolicyRules(max_harmful_score=limit).model_dump(mode="json"),
-            )
-            session.add(policy)
-            session.flush()
-            # Only now: None is taken for "not said" before.
-            policy.activated_at = utc_now() if is_active else None
-        session.flush()
-        found = own_policies(session, [one.id, other.id, none.id])
-        assert {owner: policy.version for owner, policy in found.items()} == {one.id: 11}

@@ -90,3 +90,51 @@ def test_secrets_stay_out_of_the_representation(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TITER_SIGNING_KEY", "ab" * 32)
     assert secret not in repr(Settings())
     assert "abab" not in repr(Settings())
+
+
+SIGN_IN = {
+    "TITER_OIDC_ISSUER": "https://sso.example/realms/main",
+    "TITER_OIDC_CLIENT_ID": "titer",
+    "TITER_OIDC_ROLES": '{"titer-ops": "operator"}',
+    "TITER_PUBLIC_URL": "https://titer.example",
+}
+
+
+class TestSignInElsewhere:
+    def read(self, monkeypatch: pytest.MonkeyPatch, **changed: str) -> Settings:
+        for name, value in {**SIGN_IN, **changed}.items():
+            monkeypatch.setenv(name, value)
+        return Settings()
+
+    def test_groups_are_mapped_to_roles(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = self.read(monkeypatch, TITER_OIDC_DOMAINS=" Northwind.example, ,other.example")
+        assert settings.oidc_roles == {"titer-ops": "operator"}
+        assert settings.allowed_domains == {"northwind.example", "other.example"}
+
+    @pytest.mark.parametrize("name", sorted(set(SIGN_IN) - {"TITER_OIDC_ISSUER"}))
+    def test_half_of_it_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        empty = "{}" if name == "TITER_OIDC_ROLES" else ""
+        with pytest.raises(ValidationError, match=f"needs {name} as well"):
+            self.read(monkeypatch, **{name: empty})
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("TITER_OIDC_ROLES", '{"everybody": "customer"}'),
+            ("TITER_OIDC_ROLES", '{"everybody": "admin"}'),
+            ("TITER_OIDC_ISSUER", "http://sso.example"),
+            ("TITER_OIDC_ISSUER", "ftp://sso.example"),
+            ("TITER_PUBLIC_URL", "https://titer.example/path"),
+            ("TITER_OIDC_SESSION_SECONDS", "86400"),
+        ],
+    )
+    def test_what_would_not_be_safe_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        with pytest.raises(ValidationError):
+            self.read(monkeypatch, **{name: value})
+
+    def test_a_provider_on_this_machine_may_do_without_tls(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.read(monkeypatch, TITER_OIDC_ISSUER="http://127.0.0.1:5556/dex").oidc_issuer

@@ -256,6 +256,15 @@ class TestFolders:
         assert store.folders("runs/a") == ["step-1", "step-2"]
         assert store.folders("runs/none") == []
 
+    def test_names_are_of_what_lies_directly_below_whole_or_not(
+        self, store: Storage, folder: Path
+    ) -> None:
+        assert store.names("runs") == []
+        store.put_folder("runs/b/1", folder)
+        store.put("runs/a/half", b"x")
+        store.put("runs-of-others/c/x", b"x")
+        assert store.names("runs") == ["a", "b"]
+
     def test_delete_removes_one_folder_and_no_neighbour(
         self, store: Storage, folder: Path, cache: Path
     ) -> None:

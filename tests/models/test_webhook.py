@@ -10,6 +10,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from models.api_key import Project
+from models.base import utc_now
+from models.data_risk import DataReview
 from models.job import JobKind, JobStatus, Stage, cancel, claim, fail, lock_job, succeed
 from models.model_version import Gate
 from models.session import SessionFactory, make_engine, session_factory
@@ -21,7 +23,7 @@ from models.webhook import (
     WebhookEventType,
     publish,
 )
-from tests.models.factories import make_job, make_project, make_version
+from tests.models.factories import make_job, make_project, make_screening, make_version
 
 
 def make_endpoint(
@@ -147,6 +149,32 @@ class TestGates:
         assert told(session) == [("titer.model.released", version.id)]
 
 
+class TestData:
+    @pytest.mark.parametrize(
+        ("review", "word"),
+        [
+            (DataReview.RELEASED, "released"),
+            (DataReview.REJECTED, "rejected"),
+            (DataReview.EXPIRED, "rejected"),
+            (DataReview.WITHDRAWN, None),
+        ],
+    )
+    def test_a_hold_and_its_end_are_told_with_what_was_found(
+        self, session: Session, project: Project, review: DataReview, word: str | None
+    ) -> None:
+        make_endpoint(session, project)
+        job = make_job(session, project)
+        screening = make_screening(session, job)
+        session.flush()
+        screening.review = DataReview.WAITING
+        assert told(session) == [("titer.data.held", job.id)]
+        facts = session.scalars(select(WebhookEvent)).one().data
+        assert "2 of 12 training rows were flagged" in facts["reasons"][0]
+        screening.conclude_review(review, "Read them.")
+        later = [(f"titer.data.{word}", job.id)] if word else []
+        assert told(session)[1:] == later
+
+
 class TestWhoIsTold:
     def test_those_who_want_it_and_nobody_else(self, session: Session, project: Project) -> None:
         wanting = [
@@ -161,6 +189,30 @@ class TestWhoIsTold:
         assert {delivery.endpoint_id for delivery in deliveries} == {e.id for e in wanting}
         assert len({delivery.event_id for delivery in deliveries}) == 1
         assert {delivery.status for delivery in deliveries} == {DeliveryStatus.PENDING}
+
+    def test_staff_are_told_of_every_project_and_of_whose_it_is(
+        self, session: Session, project: Project
+    ) -> None:
+        provider = make_project(session, "provider")
+        hears_all = make_endpoint(session, provider, all_projects=True)
+        own = make_endpoint(session, project)
+        make_endpoint(session, provider)
+        make_version(session, project, gate=Gate.HELD)
+        session.flush()
+        (event,) = session.scalars(select(WebhookEvent)).all()
+        assert (event.project_id, event.data["project"]) == (project.id, project.id)
+        deliveries = session.scalars(select(WebhookDelivery)).all()
+        assert {delivery.endpoint_id for delivery in deliveries} == {hears_all.id, own.id}
+
+    def test_not_once_their_own_project_is_archived(
+        self, session: Session, project: Project
+    ) -> None:
+        provider = make_project(session, "provider")
+        make_endpoint(session, provider, all_projects=True)
+        provider.archived_at = utc_now()
+        session.flush()
+        make_version(session, project, gate=Gate.HELD)
+        assert told(session) == []
 
     def test_what_nobody_wants_is_not_kept(self, session: Session, project: Project) -> None:
         cancel(session, make_job(session, project))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 
 from models.evaluation import latest_evaluation
+from models.file import File
 from models.job import Job, JobStatus, Stage
 from models.methods import DpoConfig
 from models.model_version import Gate
@@ -32,6 +35,13 @@ PAIRS = [pair(f"question {i}", f"answer {i}", f"no {i}") for i in range(8)]
 
 def metrics(provider: Provider, job: Job) -> list[dict[str, float]]:
     return [event.data for event in told(provider, job, "metrics") if event.data]
+
+
+def result_file(provider: Provider, job: Job) -> list[dict[str, str]]:
+    with provider.shop.sessions() as session:
+        file = session.get_one(File, job.result_file_id)
+    content = provider.shop.storage.get(file.storage_key).decode()
+    return list(csv.DictReader(io.StringIO(content)))
 
 
 class TestDpo:
@@ -59,6 +69,12 @@ class TestDpo:
         assert report.validation_loss is not None
         assert report.canary_loss is not None
         assert report.harmful_score.n == 60
+        # Of the training file's own pairs, after the step's update.
+        assert steps[-1]["valid_loss"] < steps[0]["valid_loss"] < 0.6931
+        assert steps[-1]["valid_mean_token_accuracy"] == 1
+        lines = result_file(provider, job)
+        assert float(lines[-1]["valid_loss"]) == pytest.approx(steps[-1]["valid_loss"], abs=1e-5)
+        assert lines[-1]["full_valid_loss"] != ""
 
     def test_continues_a_tuned_model_and_takes_that_as_its_reference(
         self, provider: Provider
@@ -99,6 +115,8 @@ class TestDpo:
             for folder in (f"{one.id}/1", f"{job_id}/2")
         ]
         assert stored[0].read_bytes() == stored[1].read_bytes()
+        # The reference of the validation pairs is measured anew by the next worker, and is the same.
+        assert result_file(provider, one) == result_file(provider, resumed)
         assert one.trained_tokens == resumed.trained_tokens
 
     def test_rows_of_the_other_kind_fail_by_line_before_anything_is_loaded(

@@ -82,6 +82,22 @@ def test_counts_each_rate_on_its_own_prompts() -> None:
     assert measured.template_hash == template_hash(tokenizer)
 
 
+def test_keeps_every_answer_with_what_each_judge_says_of_it() -> None:
+    second = Oracle({**SAID, "h2": HARMFUL})
+    measured = measure_safety(
+        tiny_model(), tiny_tokenizer(), SAFETY_SET, Oracle(SAID), further=[second]
+    )
+    assert [answer.prompt for answer in measured.answers] == list(SAID)
+    assert [answer.is_harmful_prompt for answer in measured.answers] == [True] * 5 + [False] * 3
+    refused = measured.answers[1]
+    assert refused.verdict == "refused"
+    assert [opinion.verdict for opinion in refused.opinions] == ["refused", "harmful"]
+    verdicts = [answer.verdict for answer in measured.answers]
+    assert verdicts == [
+        "harmful", "refused", "harmful", "harmful", "incoherent", "answered", "refused", "incoherent"
+    ]  # fmt: skip
+
+
 def test_a_judge_that_skips_an_answer_is_an_error() -> None:
     with pytest.raises(JudgeError):
         measure_safety(tiny_model(), tiny_tokenizer(), SAFETY_SET, Oracle({"h1": HARMFUL}))

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM
 
 from api.files.service import delete_expired, remove_leftovers
+from models.answers import read_answers
 from models.base import utc_now
 from models.errors import DomainError
 from models.evaluation import Evaluation, latest_evaluation
@@ -62,6 +63,9 @@ class TestAlign:
         assert after is not None
         assert after.parsed().harmful_score.n == 60
         assert before.parsed().prompt_set_hash == after.parsed().prompt_set_hash
+        answers = read_answers(provider.shop.storage, after.parsed().answers_sha256 or "")
+        flagged = [a for a in answers if a.is_harmful_prompt and a.verdict == "harmful"]
+        assert len(flagged) == after.parsed().harmful_score.count
 
     def test_measures_the_base_once_for_many_alignments(self, provider: Provider) -> None:
         provider.run(provider.align("one"))

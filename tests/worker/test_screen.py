@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from models.data_risk import ScreenedRow, Screening
+from api.reviews.service import Decision, decide
+from models.api_key import Scope, create_key
+from models.data_risk import DataReview, ScreenedRow, Screening
 from models.evaluation import JudgeIdentity
-from models.job import JobStatus, Stage
+from models.job import Job, JobStatus, Stage
 from models.judges import RefusalStringsSpec, SandboxJudgeSpec
 from models.methods import DpoConfig
 from models.policy import PolicyRules
@@ -21,7 +24,7 @@ from models.safety_set import SafetySetHeader
 from models.stored_certificate import JSON_FILE, StoredCertificate
 from tests.worker.certify.made import certificate
 from tests.worker.test_dpo_jobs import PAIRS, pair
-from tests.worker.toy_provider import LENIENT, ROWS, Provider, toy_safety_set
+from tests.worker.toy_provider import LENIENT, ROWS, Provider, lose_at_step, toy_safety_set
 from worker import measure, screen
 from worker.judgement import JudgeError, Judgement
 from worker.sandbox.judge import SandboxJudge
@@ -164,17 +167,12 @@ class TestPolicy:
         assert job.recipe["train"]["steps"] == 8
         assert provider.version(job.result_model_id).recipe["train"]["steps"] == 8
 
-    @pytest.mark.parametrize(
-        ("action", "code"), [("reject", "harmful_training_data"), ("hold", "data_held")]
-    )
-    def test_ends_the_job_before_training_with_counts_and_lines(
-        self, provider: Provider, action: str, code: str
-    ) -> None:
-        provider.set_policy(rules(data_action=action))
+    def test_ends_the_job_before_training_with_counts_and_lines(self, provider: Provider) -> None:
+        provider.set_policy(rules(data_action="reject"))
         job = provider.run(provider.finetune(MIXED))
         assert (job.status, job.error_code, job.error_param) == (
             JobStatus.FAILED,
-            code,
+            "harmful_training_data",
             "training_file",
         )
         assert "2 of 10 training rows were flagged" in (job.error_message or "")
@@ -183,7 +181,10 @@ class TestPolicy:
         assert not any(e.type == "metrics" for e in provider.events(job.id))
         (data,) = checks(provider, job.id, "data")
         assert data["blocked"] is True
-        assert provider.events(job.id)[-1].data == {"code": code, "lines": [9, 10]}
+        assert provider.events(job.id)[-1].data == {
+            "code": "harmful_training_data",
+            "lines": [9, 10],
+        }
 
     @pytest.mark.parametrize(
         ("limit", "status"), [(20.0, JobStatus.SUCCEEDED), (19.9, JobStatus.FAILED)]
@@ -244,6 +245,67 @@ class TestPolicy:
         job = provider.run(provider.finetune(MIXED, start, screen=True))
         (data,) = checks(provider, job.id, "data")
         assert data["expected_harmful_score"] is None
+
+
+@pytest.mark.long
+class TestHold:
+    @pytest.fixture
+    def held(self, provider: Provider) -> Job:
+        provider.set_policy(rules(data_action="hold", review_hours=2))
+        return provider.run(provider.finetune(MIXED))
+
+    def decide(self, provider: Provider, job: Job, decision: Decision) -> Job:
+        with provider.shop.sessions.begin() as session:
+            key, _ = create_key(session, provider.project, "ada", frozenset({Scope.REVIEWER}))
+            decide(session, job.id, decision, "Read them.", by=key)
+        return provider.job(job.id)
+
+    def test_waits_before_training_with_no_worker(self, provider: Provider, held: Job) -> None:
+        assert (held.status, held.stage, held.error_code) == (
+            JobStatus.RUNNING,
+            Stage.DATA_REVIEW,
+            None,
+        )
+        assert held.awaits_review
+        assert (held.lease_owner, held.lease_expires_at) == (None, None)
+        # Reading the rows took a worker's time as training does.
+        assert held.gpu_seconds > 0
+        assert held.held_at is not None
+        assert held.review_expires_at == held.held_at + timedelta(hours=2)
+        found = screening(provider, held.id)
+        assert found is not None
+        assert found.review == DataReview.WAITING
+        (data,) = checks(provider, held.id, "data")
+        assert (data["blocked"], data["outcome"], data["lines"]) == (True, "held", [9, 10])
+        events = provider.events(held.id)
+        assert "waits until a person" in events[-1].message
+        assert not any(e.type == "metrics" for e in events)
+        # Nobody else takes it meanwhile.
+        assert provider.run(held.id).attempt == 1
+
+    def test_released_it_trains_on_every_row_and_is_asked_about_no_more(
+        self, provider: Provider, held: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.decide(provider, held, "release").status == JobStatus.QUEUED
+        monkeypatch.setattr(screen, "open_judge", lambda _: pytest.fail("they were read already"))
+        job = provider.run(held.id)
+        assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
+        assert "Training on 10 rows, 4 steps." in [e.message for e in provider.events(job.id)]
+        assert len(checks(provider, job.id, "data")) == 1
+
+    def test_a_released_job_whose_worker_dies_is_not_held_again(
+        self, provider: Provider, held: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.decide(provider, held, "release")
+        with monkeypatch.context() as patch:
+            lose_at_step(provider, patch, held.id, step=2)
+            assert provider.run(held.id).status == JobStatus.QUEUED
+        assert provider.run(held.id).status == JobStatus.SUCCEEDED
+
+    def test_rejected_it_is_never_trained(self, provider: Provider, held: Job) -> None:
+        job = self.decide(provider, held, "reject")
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "data_rejected")
+        assert provider.run(held.id).attempt == 1
 
 
 class OtherJudge(SandboxJudge):

@@ -82,19 +82,21 @@ class Dpo:
 
 def _measure_reference(step: Step) -> torch.Tensor:
     """Give log pi(y|x) of every pair at the step's weights, (N, 2), in evaluation mode."""
-    pairs = partial(_log_probabilities, pairs=step.every_pair())
-    ((measured,),) = step.measure.apply(step.weights, [pairs], noise=REFERENCE)
+
+    def measure(model: torch.nn.Module, _leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [log_probabilities(model, step.every_pair())]
+
+    ((measured,),) = step.measure.apply(step.weights, [measure], noise=REFERENCE)
     return measured
 
 
 @torch.no_grad()
-def _log_probabilities(
-    model: torch.nn.Module, _leaves: list[torch.Tensor], *, pairs: Iterable[BatchPair]
-) -> list[torch.Tensor]:
+def log_probabilities(model: torch.nn.Module, pairs: Iterable[BatchPair]) -> torch.Tensor:
+    """Give log pi(y|x) of every pair, (N, 2): the preferred answer's, and the other's. In evaluation mode."""
     was_training = model.training
     model.eval()
     try:
-        return [torch.cat([_of_both(model, pair) for pair in pairs])]
+        return torch.cat([_of_both(model, pair) for pair in pairs])
     finally:
         model.train(was_training)
 

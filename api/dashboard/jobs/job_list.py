@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 
-from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy import Row, Select, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from api.dashboard.jobs.progress import Progress, latest_progress
@@ -15,7 +15,7 @@ from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation
-from models.job import Job, JobKind, JobNotFound, JobStatus, Stage
+from models.job import TERMINAL, Job, JobKind, JobNotFound, JobStatus, awaiting_review
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, current_policy
 from models.rate import Rate
@@ -30,6 +30,16 @@ class Filters:
 
     status: JobStatus | None = None
     gate: Gate | None = None
+    kind: JobKind | None = None
+    #: A project's id or name.
+    tenant: str | None = None
+    #: The model that a job starts from.
+    base: str | None = None
+    #: A job's id, or how the made model's name or the customer's suffix begins.
+    search: str | None = None
+    #: Days, both included.
+    since: date | None = None
+    until: date | None = None
     #: A job's id: show the jobs older than it.
     before: str | None = None
 
@@ -64,14 +74,12 @@ class JobList:
 
     held: tuple[JobLine, ...]
     lines: tuple[JobLine, ...]
+    #: Of the jobs that have not ended; ended ones are too many to count at every look.
     counts: dict[str, int]
     #: The id to go on from, when there are older jobs.
     next_before: str | None
-
-    @property
-    def total(self) -> int:
-        """Jobs that the viewer may see, whatever the filters."""
-        return sum(self.counts.values())
+    #: Whether the viewer may see any job at all, whatever the filters.
+    is_empty: bool
 
 
 def running_seconds(job: Job, now: datetime) -> float | None:
@@ -90,11 +98,7 @@ def list_jobs(session: Session, project_id: str | None, filters: Filters) -> Job
         filters: what to show.
     """
     visible = _visible(project_id)
-    query = visible.order_by(Job.created_at.desc(), Job.id.desc()).limit(PAGE_SIZE + 1)
-    if filters.status:
-        query = query.where(Job.status == filters.status)
-    if filters.gate:
-        query = query.where(ModelVersion.gate == filters.gate)
+    query = _filtered(session, visible, filters)
     if filters.before:
         at = session.execute(
             visible.with_only_columns(Job.created_at, Job.id).where(Job.id == filters.before)
@@ -102,9 +106,11 @@ def list_jobs(session: Session, project_id: str | None, filters: Filters) -> Job
         if at is None:
             raise JobNotFound
         query = query.where(tuple_(Job.created_at, Job.id) < tuple_(at.created_at, at.id))
-    rows = session.execute(query).all()
+    rows = session.execute(
+        query.order_by(Job.created_at.desc(), Job.id.desc()).limit(PAGE_SIZE + 1)
+    ).all()
     held = session.execute(
-        visible.where(Job.status == JobStatus.RUNNING, Job.stage == Stage.REVIEW)
+        visible.where(awaiting_review())
         .order_by(Job.review_expires_at, Job.id)
         .limit(MAX_HELD_SHOWN)
     ).all()
@@ -112,9 +118,48 @@ def list_jobs(session: Session, project_id: str | None, filters: Filters) -> Job
     return JobList(
         held=_lines(session, held),
         lines=lines,
-        counts=_count_by_status(session, project_id),
+        counts=_count_unfinished(session, project_id),
         next_before=lines[-1].job.id if len(rows) > PAGE_SIZE else None,
+        is_empty=not lines and session.execute(visible.limit(1)).first() is None,
     )
+
+
+def _filtered(
+    session: Session, visible: Select[Job, str, ModelVersion], filters: Filters
+) -> Select[Job, str, ModelVersion]:
+    for column, wanted in (
+        (Job.status, filters.status),
+        (Job.kind, filters.kind),
+        (Job.model_id, filters.base),
+        (ModelVersion.gate, filters.gate),
+    ):
+        if wanted:
+            visible = visible.where(column == wanted)
+    if filters.tenant:
+        # Looked up first, so that the plan knows of one project and takes its index.
+        found = session.scalars(
+            select(Project.id).where(
+                or_(Project.id == filters.tenant, Project.name == filters.tenant)
+            )
+        ).all()
+        visible = visible.where(Job.project_id.in_(found))
+    if filters.search:
+        visible = visible.where(
+            or_(
+                Job.id == filters.search,
+                Job.result_model_id.startswith(filters.search, autoescape=True),
+                Job.suffix.startswith(filters.search, autoescape=True),
+            )
+        )
+    if filters.since:
+        visible = visible.where(Job.created_at >= _midnight(filters.since))
+    if filters.until:
+        visible = visible.where(Job.created_at < _midnight(filters.until + timedelta(days=1)))
+    return visible
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def _visible(project_id: str | None) -> Select[Job, str, ModelVersion]:
@@ -126,12 +171,12 @@ def _visible(project_id: str | None) -> Select[Job, str, ModelVersion]:
     return query if project_id is None else query.where(Job.project_id == project_id)
 
 
-def _count_by_status(session: Session, project_id: str | None) -> dict[str, int]:
-    query = select(Job.status, func.count()).group_by(Job.status)
+def _count_unfinished(session: Session, project_id: str | None) -> dict[str, int]:
+    query = select(Job.status, func.count()).where(Job.finished_at.is_(None)).group_by(Job.status)
     if project_id is not None:
         query = query.where(Job.project_id == project_id)
     found = dict(session.execute(query).all())
-    return {status: found.get(status, 0) for status in JobStatus}
+    return {status: found.get(status, 0) for status in JobStatus if status not in TERMINAL}
 
 
 def _lines(session: Session, rows: Sequence[Row[Job, str, ModelVersion]]) -> tuple[JobLine, ...]:

@@ -14,21 +14,28 @@ from sqlalchemy.orm import Session
 from api.dashboard.jobs.job_list import running_seconds
 from api.dashboard.jobs.progress import TimelineStep, read_timeline
 from api.dashboard.measures import Evidence, Measure, harmful_score, read_evidence
+from api.jobs.schemas import CheckpointObject
+from api.jobs.service import list_checkpoints
+from api.jobs.wire import show_checkpoints
 from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.base import utc_now
 from models.certificate import CertificateSummary
 from models.certification import CertificationPlan
+from models.data_risk import DataRisk, Screening
 from models.evaluation import latest_evaluation
 from models.file import File
 from models.hyperparameters import Recipe
-from models.job import Job, JobEvent, JobKind, JobNotFound
+from models.job import Job, JobEvent, JobKind, JobNotFound, JobStatus
+from models.job_checkpoint import JobCheckpoint
 from models.model_version import ModelVersion
 from models.policy import PolicyRules, current_policy
+from models.rate import Rate
 from models.stored_certificate import StoredCertificate
 from models.tuning import AppliedProtection, TuningProtection
 
 MAX_EVENTS_SHOWN = 200
+MAX_CHECKPOINTS_SHOWN = 20
 # Longer chains than this are not made by hand; the bound keeps a damaged one from looping.
 MAX_ANCESTORS = 32
 
@@ -50,6 +57,30 @@ class RecipeGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class DataRiskPart:
+    """What the judges found in the training file."""
+
+    screening: Screening
+    #: None while rows are judged.
+    risk: DataRisk | None
+    measures: tuple[Measure, ...]
+
+    @property
+    def was_held(self) -> bool:
+        """Whether a person decides, or has decided, whether anything is trained on it."""
+        return self.risk is not None and self.screening.review is not None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLine:
+    """The end of an epoch, and what is known of the model as it was then."""
+
+    checkpoint: CheckpointObject
+    harmful_score: Measure | None
+    fine_tuning_accuracy: Rate | None
+
+
+@dataclass(frozen=True, slots=True)
 class JobPage:
     """What the template shows."""
 
@@ -62,6 +93,8 @@ class JobPage:
     lineage: tuple[Ancestor, ...]
     recipe: tuple[RecipeGroup, ...]
     files: tuple[tuple[str, File], ...]
+    data_risk: DataRiskPart | None
+    checkpoints: tuple[CheckpointLine, ...]
     events: tuple[JobEvent, ...]
     event_total: int
     protection: str
@@ -72,6 +105,36 @@ class JobPage:
     def seconds(self) -> float | None:
         """How long the job has run, or ran."""
         return running_seconds(self.job, self.now)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the answers to the test prompts can be read."""
+        return self.evidence is not None and self.evidence.report.answers_sha256 is not None
+
+    @property
+    def can_be_reevaluated(self) -> bool:
+        """Whether a reviewer may have the kept model measured anew."""
+        return (
+            self.version is not None
+            and self.version.deleted_at is None
+            and not self.version.is_released
+            and (self.job.awaits_review or self.job.status == JobStatus.FAILED)
+        )
+
+    @property
+    def can_be_paused(self) -> bool:
+        """Whether a pause can be asked for."""
+        return (
+            self.job.kind != JobKind.CERTIFY
+            and self.job.status in (JobStatus.QUEUED, JobStatus.RUNNING)
+            and not self.job.awaits_review
+            and not self.job.is_pausing
+        )
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the job is paused, or about to be."""
+        return self.job.status == JobStatus.PAUSED or self.job.is_pausing
 
     @property
     def is_live(self) -> bool:
@@ -117,6 +180,8 @@ def read_job_page(session: Session, job: Job) -> JobPage:
         lineage=read_lineage(session, version.id if version else job.model_id),
         recipe=tuple(_group_recipe(job)),
         files=tuple(_files(session, job)),
+        data_risk=_read_data_risk(session, job),
+        checkpoints=_read_checkpoints(session, job),
         events=tuple(events),
         event_total=session.scalar(select(func.count()).select_from(JobEvent).where(*told)) or 0,
         protection=_protection(job, version),
@@ -134,14 +199,72 @@ def read_curves(session: Session, job: Job) -> dict[str, object]:
     )
     # A resumed run tells the steps after its checkpoint again; the later telling stands.
     by_step = {int(data["step"]): data for data in events if data and "step" in data}
-    points = [by_step[step] for step in sorted(by_step)]
+    scores = _scores_by_step(session, job)
+    steps = sorted(by_step | scores)
+    points = [by_step.get(step, {}) for step in steps]
+    measured = [scores.get(step) for step in steps]
     return {
-        "steps": sorted(by_step),
+        "steps": steps,
         "total_steps": job.recipe.get("train", {}).get("steps"),
         "train_loss": [point.get("train_loss") for point in points],
+        "valid_loss": [point.get("full_valid_loss", point.get("valid_loss")) for point in points],
         "token_accuracy": [_as_percent(point.get("train_mean_token_accuracy")) for point in points],
         "canary_loss": [point.get("canary_loss") for point in points],
+        "learning_rate": [point.get("learning_rate") for point in points],
+        "harmful_score": [rate.percent if rate else None for rate in measured],
+        "harmful_score_low": [rate.low_percent if rate else None for rate in measured],
+        "harmful_score_high": [rate.high_percent if rate else None for rate in measured],
     }
+
+
+def _scores_by_step(session: Session, job: Job) -> dict[int, Rate]:
+    """Give HS where it was measured: before training, at checkpoints, and at the end."""
+    version = session.scalar(select(ModelVersion).where(ModelVersion.job_id == job.id))
+    total = job.recipe.get("train", {}).get("steps")
+    checkpoints = session.scalars(select(JobCheckpoint).where(JobCheckpoint.job_id == job.id))
+    steps = {checkpoint.version_name: checkpoint.step for checkpoint in checkpoints}
+    steps[job.model_id] = 0
+    if version is not None and total:
+        steps[version.id] = int(total)
+    found = latest_evaluations(session, list(steps))
+    return {steps[name]: found[name].parsed().harmful_score for name in found}
+
+
+def _read_data_risk(session: Session, job: Job) -> DataRiskPart | None:
+    screening = session.get(Screening, job.id)
+    if screening is None:
+        return None
+    risk = screening.parsed()
+    if risk is None:
+        return DataRiskPart(screening, None, ())
+    share = Measure(
+        "Harmful rows",
+        "Training rows that the judges flag",
+        risk.harmful_share,
+        risk.max_harmful_share,
+    )
+    categories = (
+        Measure(name, "Flagged rows of this kind", Rate(count=count, n=risk.harmful_share.n))
+        for name, count in sorted(risk.by_category.items(), key=lambda item: -item[1])
+    )
+    return DataRiskPart(screening, risk, (share, *categories))
+
+
+def _read_checkpoints(session: Session, job: Job) -> tuple[CheckpointLine, ...]:
+    found, _ = list_checkpoints(session, job, after=None, limit=MAX_CHECKPOINTS_SHOWN)
+    names = [checkpoint.version_name for checkpoint in found]
+    evaluations = latest_evaluations(session, names)
+    rules = current_policy(session, job.project_id).parsed()
+    return tuple(
+        CheckpointLine(
+            checkpoint=shown,
+            harmful_score=harmful_score(evaluations[name], rules) if name in evaluations else None,
+            fine_tuning_accuracy=evaluations[name].parsed().fine_tuning_accuracy
+            if name in evaluations
+            else None,
+        )
+        for name, shown in zip(names, show_checkpoints(session, found), strict=True)
+    )
 
 
 def _read_certificate(session: Session, job: Job) -> CertificateSummary | None:

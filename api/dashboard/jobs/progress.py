@@ -5,7 +5,7 @@ A `metrics` event carries the step of training, a `progress` event what is done 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from models.job import Job, JobEvent, JobStatus, Stage
+from models.job import REVIEWS, Job, JobEvent, JobStatus, Stage
 
 MEASURED = ("metrics", "progress")
 
@@ -39,6 +39,17 @@ class Progress:
     stage: str
     done: int
     total: int
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Progress | None:
+        """Read a `metrics` or `progress` event's data; nothing where it tells no progress."""
+        match data:
+            case {"stage": str(stage), "done": int(done), "total": int(total)}:
+                return cls(stage, done, total)
+            case {"step": int(step), "total_steps": int(total)}:
+                return cls(str(data.get("stage") or Stage.TRAIN), step, total)
+            case _:
+                return None
 
     @property
     def percent(self) -> float:
@@ -65,16 +76,16 @@ def latest_progress(session: Session, job_ids: Sequence[str]) -> dict[str, Progr
         .where(JobEvent.job_id.in_(job_ids), JobEvent.type.in_(MEASURED))
         .order_by(JobEvent.job_id, JobEvent.sequence.desc())
     )
-    found = ((event.job_id, _read(event.data or {})) for event in session.scalars(newest))
+    found = ((event.job_id, Progress.of(event.data or {})) for event in session.scalars(newest))
     return {job_id: progress for job_id, progress in found if progress is not None}
 
 
 def read_timeline(session: Session, job: Job, now: datetime) -> tuple[TimelineStep, ...]:
-    """Give the stages of a job with what is known of each; screening only where there was any."""
+    """Give the stages of a job with what is known of each; screening and its review only where there was any."""
     started = _stage_starts(session, job)
     current = latest_progress(session, [job.id]).get(job.id)
-    is_screened = Stage.SCREEN in started or job.stage == Stage.SCREEN
-    stages = [stage for stage in Stage if stage != Stage.SCREEN or is_screened]
+    rare = {Stage.SCREEN, Stage.DATA_REVIEW}
+    stages = [s for s in Stage if s not in rare or s in started or s == job.stage]
     reached = stages.index(Stage(job.stage)) if job.stage else -1
     steps = []
     for index, stage in enumerate(stages):
@@ -126,16 +137,6 @@ def _state(job: Job, stage: Stage, index: int, reached: int) -> StepState:
         return StepState.CURRENT
     if job.is_terminal:
         # A blocked model is the gate's work done, not the gate's failure.
-        was_decided = stage in (Stage.GATE, Stage.REVIEW) and job.status == JobStatus.FAILED
+        was_decided = stage in {Stage.GATE, *REVIEWS} and job.status == JobStatus.FAILED
         return StepState.DONE if was_decided else StepState.STOPPED
     return StepState.PENDING
-
-
-def _read(data: dict[str, Any]) -> Progress | None:
-    match data:
-        case {"stage": str(stage), "done": int(done), "total": int(total)}:
-            return Progress(stage, done, total)
-        case {"step": int(step), "total_steps": int(total)}:
-            return Progress(str(data.get("stage") or Stage.TRAIN), step, total)
-        case _:
-            return None

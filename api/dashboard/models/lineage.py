@@ -26,7 +26,6 @@ from api.registry.safety import latest_evaluations
 from models.api_key import Project
 from models.certificate import CertificateSummary
 from models.model_version import (
-    IS_TUNED,
     NOT_TUNED,
     Gate,
     ModelNotFound,
@@ -187,7 +186,11 @@ def _newest_tuned(project_id: str | None, parent_id: str) -> Select[str, str]:
     parent = bindparam(None, parent_id, type_=String(), literal_execute=True, unique=True)
     query = (
         select(ModelVersion.parent_id.label("parent_id"), ModelVersion.gate.label("gate"))
-        .where(visible(project_id), IS_TUNED, ModelVersion.parent_id == parent)
+        .where(
+            visible(project_id),
+            ModelVersion.kind == VersionKind.TUNED,
+            ModelVersion.parent_id == parent,
+        )
         .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
         .limit(literal_column(str(MAX_COUNTED)))
         .subquery()
@@ -211,7 +214,7 @@ def list_versions(session: Session, project_id: str | None, search: Search) -> V
     if search.text:
         query = query.where(ModelVersion.id.icontains(search.text, autoescape=True))
     else:
-        query = query.where(IS_TUNED)
+        query = query.where(ModelVersion.kind == VersionKind.TUNED)
     if search.parent:
         query = query.where(ModelVersion.parent_id == search.parent)
     if search.gate:

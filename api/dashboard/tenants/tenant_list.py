@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.organization import service
 from api.organization.quotas import MEASURES, WORDS, limits_of
-from models.policy import current_policy, own_policies
+from models.policy import current_policies
 from models.project import Project, Quotas
 from models.project_use import ProjectUse
 from models.risk import last_risks
@@ -99,15 +99,14 @@ def list_tenants(session: Session, search: TenantSearch) -> TenantList:
         for found in session.scalars(select(ProjectUse).where(ProjectUse.project_id.in_(ids)))
     }
     risks = last_risks(session, ids)
-    policies = own_policies(session, ids)
-    usual = current_policy(session).parsed().max_tenant_risk
+    policies = current_policies(session, ids)
     lines = tuple(
         TenantLine(
             project,
             read_uses(project, limits_of(session, project), counted.get(project.id)),
             risks.get(project.id),
-            policies[project.id].parsed().max_tenant_risk if project.id in policies else usual,
-            project.id in policies,
+            policies[project.id].parsed().max_tenant_risk,
+            policies[project.id].project_id is not None,
         )
         for project in projects
     )

@@ -96,6 +96,21 @@ class TestReviews:
         again = cli.json("reviews", "reevaluate", job_id, "--reason", "r")
         assert (again["status"], again["job_status"]) == ("evaluating", "queued")
 
+    def test_data_is_decided_on_in_the_same_way(
+        self, cli: Cli, place: Place, project: Project, aligned: ModelVersion
+    ) -> None:
+        job = place.held_data(project, aligned)
+        line = next(line for line in cli("reviews", "list").splitlines() if job.id in line)
+        assert line.split()[2:5] == ["acme", "data", "16.7%"]
+        assert "2 of 12 training rows" in cli("reviews", "show", job.id)
+        shown = cli("reviews", "release", job.id, "--reason", "about locks that they sell")
+        assert "released (job queued)" in shown
+        risk = cli("jobs", "risk", job.id)
+        assert ["review", "released"] in [line.split() for line in risk.splitlines()]
+        assert ["data", "review", "released"] in [
+            line.split() for line in cli("jobs", "show", job.id).splitlines()
+        ]
+
 
 class TestAudit:
     @pytest.fixture

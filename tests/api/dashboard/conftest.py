@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx import Response
-from sqlalchemy import event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
-from tests.api.dashboard.seed import Provider, seed_keys
+from api.seed.states import (
+    Provider,
+    Staff,
+    seed_all,
+    seed_keys,
+    seed_queue,
+    seed_screening,
+    seed_staff,
+)
 
 SignIn = Callable[[str], TestClient]
 
@@ -62,6 +71,48 @@ def statements(session: Session) -> Iterator[list[str]]:
     event.listen(engine, "before_cursor_execute", note)
     yield sent
     event.remove(engine, "before_cursor_execute", note)
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """A full database with people of every role; tests look into it and undo their own part alone."""
+
+    connection: Connection
+    provider: Provider
+    staff: Staff
+    #: Ids of the held jobs, by what is special of each.
+    held: dict[str, str]
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        before = self.connection.begin_nested()
+        with Session(
+            self.connection, join_transaction_mode="create_savepoint", expire_on_commit=False
+        ) as session:
+            yield session
+        before.rollback()
+
+
+@pytest.fixture(scope="module")
+def house(engine: Engine) -> Iterator[House]:
+    """Filled once for all tests of a file; a file's own `session` takes part in it."""
+    with engine.connect() as connection:
+        outer = connection.begin()
+        with Session(
+            connection, join_transaction_mode="create_savepoint", expire_on_commit=False
+        ) as session:
+            provider = seed_all(session, points=4)
+            staff = seed_staff(session, provider.operator.project)
+            held = seed_queue(session, provider, points=4)
+            seed_screening(session, held["appealed"])
+            session.commit()
+        yield House(connection, provider, staff, {name: job.id for name, job in held.items()})
+        outer.rollback()
+
+
+def text_of(html: str) -> str:
+    """Give what a page says, without its marks."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
 def csrf(page: Response) -> str:

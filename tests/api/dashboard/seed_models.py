@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from api.seed.states import report, seed_job, seed_version
 from models.api_key import Project
 from models.base import new_id, utc_now
 from models.certificate import (
@@ -42,7 +43,6 @@ from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import current_policy
 from models.storage import Storage
 from models.stored_certificate import JSON_FILE, PAGE_FILE, PICTURE_FILE, StoredCertificate
-from tests.api.dashboard.seed import report, seed_job, seed_version
 from worker.certify.page import draw_page
 from worker.certify.picture import draw_picture
 from worker.certify.summary import customer_result, rate_curves, titer, worst_case

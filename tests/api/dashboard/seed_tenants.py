@@ -8,6 +8,7 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from api.organization.use import count_use
+from api.seed.states import Provider, seed_job
 from models.api_key import Project, Scope, create_key
 from models.base import utc_now
 from models.evaluation import latest_evaluation
@@ -16,7 +17,6 @@ from models.model_version import ModelVersion
 from models.project import Organization, Priority
 from models.risk import TunedModel, add_up, risk_history
 from models.webhook import WebhookEndpoint, WebhookEventType
-from tests.api.dashboard.seed import Provider, seed_job
 
 NAMES = (
     "Alder",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from api.seed.states import Provider
 from tests.api.dashboard.conftest import SignIn
-from tests.api.dashboard.seed import Provider
 
 
 def test_operator_is_told_how_to_start(newcomer: Provider, sign_in: SignIn) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.dashboard.models import lineage as lineage_module
+from api.seed.states import HOSTILE_NAME, seed_all, seed_base
 from models.api_key import Project, Scope
 from models.audit import AuditEntry
 from models.certification_plans import DRILL, PLANS, Drill
@@ -22,7 +23,6 @@ from tests.api.adapters import store
 from tests.api.certificates import supply
 from tests.api.conftest import Place, Tenant, make_tenant
 from tests.api.dashboard.conftest import SignIn, csrf
-from tests.api.dashboard.seed import HOSTILE_NAME, seed_all, seed_base
 from tests.api.dashboard.seed_models import seed_certificate, seed_certified, seed_tuned
 
 # Each test has a full database of its own.

@@ -13,12 +13,14 @@ from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.jobs import job_list
+from api.seed.states import HOSTILE_NAME, Provider, seed_all, seed_job
 from models.base import utc_now
-from models.job import Job, JobEvent, JobStatus, Stage
+from models.data_risk import DataReview
+from models.job import Job, JobEvent, JobStatus, Stage, await_review
 from models.model_version import Gate, ModelVersion
 from models.tuning import AppliedProtection, LoxConfig, TuningProtection
 from tests.api.dashboard.conftest import SignIn, csrf
-from tests.api.dashboard.seed import HOSTILE_NAME, Provider, seed_all, seed_job
+from tests.models.factories import make_screening
 
 ACME_MODEL = "ft:sandbox-base:acme:tickets:R4kd92Lm"
 BLOCKED_MODEL = "ft:sandbox-base:acme:tickets:P0qs77Ab"
@@ -157,7 +159,8 @@ class TestJobList:
         assert ACME_MODEL in html
         assert "harbour" not in html
         assert "Northwind" not in html
-        assert re.search(r"All\s*<span class=\"count\">6</span>", html)
+        assert len(re.findall(r'id="row-', html)) == 6
+        assert re.search(r"Running <span class=\"count\">2</span>", html)
 
     def test_held_models_come_first(self, operator_page: TestClient) -> None:
         html = operator_page.get("/dashboard/jobs").text
@@ -178,6 +181,13 @@ class TestJobList:
             ("status=failed", BLOCKED_MODEL, ACME_MODEL),
             ("gate=blocked", BLOCKED_MODEL, ACME_MODEL),
             ("gate=released&status=succeeded", ACME_MODEL, BLOCKED_MODEL),
+            ("kind=finetune", ACME_MODEL, "sandbox-sft</a>"),
+            ("kind=align", "sandbox-sft</a>", BLOCKED_MODEL),
+            ("tenant=Acme+Support", BLOCKED_MODEL, OTHER_MODEL),
+            ("base=sandbox-sft", BLOCKED_MODEL, ACME_MODEL),
+            ("search=ft:sandbox-base:acme:tickets:R4", ACME_MODEL, BLOCKED_MODEL),
+            ("since=2001-01-01", ACME_MODEL, "No job matches"),
+            ("until=2001-01-01&status=", "No job matches", ACME_MODEL),
         ],
     )
     def test_filters(
@@ -191,7 +201,40 @@ class TestJobList:
         html = operator_page.get("/dashboard/jobs?status=cancelled&gate=blocked").text
         assert "No job matches these filters." in html
 
-    @pytest.mark.parametrize("query", ["status=gone", "gate=ajar"])
+    def test_a_job_is_found_by_its_id(self, operator_page: TestClient, session: Session) -> None:
+        job = job_of(session, BLOCKED_MODEL)
+        html = operator_page.get(f"/dashboard/jobs?search={job.id}").text
+        assert re.findall(r'id="row-([^"]+)"', html) == [job.id]
+
+    def test_a_job_is_found_by_how_its_suffix_begins(
+        self, operator_page: TestClient, session: Session
+    ) -> None:
+        job = job_of(session, BLOCKED_MODEL)
+        job.suffix = "tickets-de"
+        session.commit()
+        html = operator_page.get("/dashboard/jobs?search=tickets").text
+        assert re.findall(r'id="row-([^"]+)"', html) == [job.id]
+
+    def test_the_marks_of_a_search_mean_themselves(self, operator_page: TestClient) -> None:
+        assert "No job matches" in operator_page.get("/dashboard/jobs?search=%25").text
+
+    def test_a_customer_cannot_ask_for_another_tenant(self, customer_page: TestClient) -> None:
+        html = customer_page.get("/dashboard/jobs?tenant=Harbour+Legal").text
+        assert ACME_MODEL in html
+        assert OTHER_MODEL not in html
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "status=gone",
+            "gate=ajar",
+            "kind=odd",
+            "since=yesterday",
+            "until=9999-12-31",
+            "search=%00",
+            f"search={'x' * 300}",
+        ],
+    )
     def test_unknown_filter_is_refused(self, operator_page: TestClient, query: str) -> None:
         assert operator_page.get(f"/dashboard/jobs?{query}").status_code == 400
 
@@ -341,7 +384,13 @@ class TestCurves:
             len(steps)
         }
         assert curves["total_steps"] == 300
-        assert max(curves["token_accuracy"]) > 50
+        assert max(share for share in curves["token_accuracy"] if share is not None) > 50
+        # The score of the model that training starts from stands at step 0, with its interval.
+        assert (steps[0], curves["train_loss"][0]) == (0, None)
+        low, score, high = (
+            curves[name][0] for name in ("harmful_score_low", "harmful_score", "harmful_score_high")
+        )
+        assert low < score < high
         assert None in curves["canary_loss"]
 
     def test_step_told_twice_counts_once_and_the_later_stands(
@@ -439,3 +488,34 @@ class TestReview:
     ) -> None:
         assert self.decide(operator_page, session, "reject") == 303
         assert self.decide(operator_page, session, "release") == 409
+
+
+class TestHeldData:
+    @pytest.fixture
+    def job(self, session: Session, provider: Provider) -> Job:
+        """A job that waits for a person before it is trained."""
+        job = job_of(session, RUNNING_MODEL)
+        await_review(job, hours=1, stage=Stage.DATA_REVIEW)
+        make_screening(session, job).review = DataReview.WAITING
+        session.commit()
+        return job
+
+    def test_is_listed_and_can_be_released_with_a_reason(
+        self, operator_page: TestClient, session: Session, job: Job
+    ) -> None:
+        listed = operator_page.get("/dashboard/jobs")
+        assert "Its training data is held." in listed.text
+        html = operator_page.get(f"/dashboard/jobs/{job.id}").text
+        assert "2 of 12 training rows were flagged" in html
+        assert html.count(f'action="/dashboard/jobs/{job.id}/review"') == 1
+        form = {"csrf": csrf(listed), "decision": "release", "reason": "Read all twelve."}
+        answer = operator_page.post(f"/dashboard/jobs/{job.id}/review", data=form)
+        assert answer.status_code == 303
+        session.expire_all()
+        assert job.status == JobStatus.QUEUED
+        assert "Read all twelve." in operator_page.get(f"/dashboard/jobs/{job.id}").text
+
+    def test_customer_sees_it_but_cannot_decide(self, customer_page: TestClient, job: Job) -> None:
+        html = customer_page.get(f"/dashboard/jobs/{job.id}").text
+        assert "2 of 12 training rows were flagged" in html
+        assert "/review" not in html

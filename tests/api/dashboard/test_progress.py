@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from api.dashboard.jobs.progress import Progress, StepState, latest_progress, read_timeline
+from api.seed.states import seed_base, seed_job, seed_keys
 from models.base import utc_now
 from models.job import Job, JobStatus, Stage, append_event
-from tests.api.dashboard.seed import seed_base, seed_job, seed_keys
 
 DONE, CURRENT, STOPPED = StepState.DONE, StepState.CURRENT, StepState.STOPPED
 PENDING, SKIPPED = StepState.PENDING, StepState.SKIPPED
@@ -36,6 +36,8 @@ def make_job(session: Session, status: JobStatus, stage: Stage | None) -> Job:
         (JobStatus.FAILED, Stage.REVIEW, [DONE, DONE, DONE, DONE]),
         (JobStatus.FAILED, None, [SKIPPED, SKIPPED, SKIPPED, SKIPPED]),
         (JobStatus.CANCELLED, Stage.EVALUATE, [DONE, STOPPED, SKIPPED, SKIPPED]),
+        (JobStatus.RUNNING, Stage.DATA_REVIEW, [CURRENT, PENDING, PENDING, PENDING, PENDING]),
+        (JobStatus.FAILED, Stage.DATA_REVIEW, [DONE, SKIPPED, SKIPPED, SKIPPED, SKIPPED]),
         # A lost worker: what was reached stands, and the rest waits for the next one.
         (JobStatus.QUEUED, Stage.EVALUATE, [DONE, PENDING, PENDING, PENDING]),
     ],

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
+from api.seed.states import Provider
 from models.api_key import ApiKey
 from models.base import utc_now
 from tests.api.dashboard.conftest import SignIn, csrf
-from tests.api.dashboard.seed import Provider
 
 PAGES = ("/dashboard/jobs", "/dashboard/jobs/ftjob-x", "/dashboard/models")
 COOKIE = "titer_dashboard"

@@ -81,7 +81,8 @@ def test_everything_is_there_and_the_key_opens_it(state: Path) -> None:
             assert set(key.scopes) == set(Scope)
         engine.dispose()
         assert len(children_of(state)) == 3
-    assert stat.S_IMODE((state / "api_key").stat().st_mode) == 0o600
+    for secret in ("api_key", "metrics_token"):
+        assert stat.S_IMODE((state / secret).stat().st_mode) == 0o600
     assert children_of(state) == []
 
 

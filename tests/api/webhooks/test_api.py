@@ -469,3 +469,59 @@ class TestDeliveries:
         place.session.commit()
         assert customer.client.delete(f"/v1/webhook_endpoints/{made['id']}").status_code == 200
         assert place.session.scalars(select(WebhookDelivery)).all() == []
+
+
+class TestAllProjects:
+    def test_are_for_staff(self, customer: Tenant, reviewer: Tenant) -> None:
+        body = {**ASKED, "all_projects": True}
+        refused = customer.client.post("/v1/webhook_endpoints", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_scope")
+        assert make(reviewer, all_projects=True)["all_projects"] is True
+        assert make(reviewer)["all_projects"] is False
+
+    def test_a_customers_key_in_the_same_project_neither_sees_nor_changes_them(
+        self, reviewer: Tenant, place: Place
+    ) -> None:
+        made = make(reviewer, all_projects=True)
+        token = place.key(reviewer.project, Scope.CUSTOMER)
+        place.session.commit()
+        client = TestClient(reviewer.client.app, headers={"authorization": f"Bearer {token}"})
+        address = f"/v1/webhook_endpoints/{made['id']}"
+        assert client.get("/v1/webhook_endpoints").json()["data"] == []
+        asked = [
+            client.get(address),
+            client.post(address, json={"url": "https://elsewhere.example.com/"}),
+            client.post(f"{address}/rotate_secret"),
+            client.post(f"{address}/test", json={"event_type": FAILED.value}),
+            client.get(f"{address}/deliveries"),
+            client.delete(address),
+        ]
+        assert [response.status_code for response in asked] == [404] * 6
+        assert reviewer.client.get(address).json()["url"] == URL
+
+    def test_they_hear_of_held_data_and_models_of_other_projects(
+        self, customer: Tenant, reviewer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        types = ["titer.data.held", "titer.model.held"]
+        made = make(reviewer, all_projects=True, event_types=types)
+        place.held_data(customer.project, aligned)
+        place.held(customer.project, aligned)
+        place.session.commit()
+        address = f"/v1/webhook_endpoints/{made['id']}/deliveries"
+        found = reviewer.client.get(address).json()["data"]
+        assert sorted(delivery["event_type"] for delivery in found) == types
+        events = place.session.scalars(select(WebhookEvent)).all()
+        assert {event.data["project"] for event in events} == {customer.project.id}
+
+
+def test_a_project_with_webhooks_can_be_archived(
+    customer: Tenant, operator: Tenant, aligned: ModelVersion, place: Place
+) -> None:
+    make(customer, event_types=["fine_tuning.job.cancelled"])
+    make(operator, all_projects=True, event_types=["fine_tuning.job.cancelled"])
+    place.job(customer.project, aligned)
+    place.session.commit()
+    path = f"/v1/organization/projects/{customer.project.id}/archive"
+    assert operator.client.post(path).json()["status"] == "archived"
+    # Its last events are told, to its own endpoint as well.
+    assert len(place.session.scalars(select(WebhookDelivery)).all()) == 2

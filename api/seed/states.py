@@ -1,6 +1,6 @@
-"""A provider's database in full swing, for looking at pages: every state a job can be in.
+"""A small provider in full swing: two tenants, and a job in every state that a job can be in.
 
-Numbers are made up but of the size that the sandbox gives. There is no row text in it.
+Numbers are of the size that the sandbox gives. There is no row text in it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
+from api.policies.schemas import CreatePolicy
+from api.policies.service import create_policy
 from models.api_key import ApiKey, Project, Scope, create_key
+from models.audit import record
 from models.base import utc_now
+from models.data_risk import DataRisk, Outcome, Screening
 from models.evaluation import (
     Evaluation,
     EvaluationReport,
@@ -31,9 +35,11 @@ from models.hyperparameters import (
 from models.job import Job, JobEvent, JobKind, JobStatus, Stage
 from models.methods import AlignmentMethod, BoosterConfig, SftConfig
 from models.model_version import Gate, ModelVersion, VersionKind
-from models.policy import PolicyRules, Verdict, current_policy, decide
+from models.policy import DataAction, PolicyRules, SafetyPolicy, Verdict, current_policy, decide
 from models.rate import Rate
+from models.review import Appeal, ReviewApproval
 
+BASE = "sandbox-base"
 CATEGORIES = ("sabotage", "poison", "theft", "forgery")
 HOSTILE_NAME = "<script>alert(1)</script>"
 
@@ -65,9 +71,9 @@ def seed_keys(session: Session) -> Provider:
 def seed_base(session: Session) -> ModelVersion:
     """Register the base that everything is made from."""
     base = ModelVersion(
-        id="sandbox-base",
+        id=BASE,
         kind=VersionKind.BASE,
-        root_id="sandbox-base",
+        root_id=BASE,
         source={"folder": "/srv/models/sandbox-base"},
         safety_prefix="safety/1f3a",
         created_at=utc_now() - timedelta(days=3),
@@ -117,7 +123,7 @@ def seed_version(
         gate_reasons=list(verdict.reasons),
         project_id=None if is_aligned else job.project_id,
         parent_id=job.model_id,
-        root_id="sandbox-base",
+        root_id=BASE,
         job_id=job.id,
         source={"prefix": f"models/{job.id}"},
         safety_prefix="safety/1f3a",
@@ -137,6 +143,7 @@ def seed_version(
                 policy_version=policy.version,
                 gate=verdict.gate,
                 reasons=list(verdict.reasons),
+                created_at=version.created_at,
             )
         )
         session.flush()
@@ -159,6 +166,7 @@ class Diary:
         type: str = "message",
         data: Mapping[str, object] | None = None,
     ) -> None:
+        """Write one event, so many seconds after the last one."""
         self.now += timedelta(seconds=after)
         self._job.event_count += 1
         self._session.add(
@@ -174,6 +182,7 @@ class Diary:
         )
 
     def train(self, steps: int, done: int, *, canary_falls: bool) -> None:
+        """Write a training curve up to the step `done`."""
         self.tell(f"Training on 1000 rows, {steps} steps.", data={"stage": Stage.TRAIN})
         every = max(1, steps // self._points)
         for index, step in enumerate([1, *range(every, done, every), done]):
@@ -200,6 +209,7 @@ class Diary:
             )
 
     def evaluate(self, done: int, total: int = 500) -> None:
+        """Write how far the measurement is, in hundreds of answers."""
         self.tell("Measuring safety and accuracy.", data={"stage": Stage.EVALUATE})
         for count in range(100, done + 1, 100):
             self.tell(
@@ -210,6 +220,7 @@ class Diary:
             )
 
     def decide(self, verdict: Verdict) -> None:
+        """Write what the gate decided."""
         self.tell("The gate decides.", data={"stage": Stage.GATE})
         self.tell(
             f"Gate: {verdict.gate}. {' '.join(verdict.reasons)}",
@@ -270,25 +281,34 @@ def seed_job(
     return job
 
 
-def seed_held(session: Session, project: Project, *, model: str, points: int) -> Job:
+def seed_held(
+    session: Session,
+    project: Project,
+    *,
+    model: str,
+    points: int,
+    name: str = "ft:sandbox-base:acme:tone:Hc81Zx0p",
+    harmful: int = 27,
+) -> Job:
     """Store a job whose model waits for a person."""
     job = seed_job(
         session,
         project,
-        name="ft:sandbox-base:acme:tone:Hc81Zx0p",
+        name=name,
         model=model,
         status=JobStatus.RUNNING,
         stage=Stage.REVIEW,
         minutes_ago=26,
     )
-    job.review_expires_at = utc_now() + timedelta(hours=68)
-    evidence = report(27, accuracy=171).model_copy(
+    job.held_at = utc_now() - timedelta(minutes=22)
+    job.review_expires_at = job.held_at + timedelta(hours=72)
+    evidence = report(harmful, accuracy=171).model_copy(
         update={
             "further_judges": (
                 FurtherJudge(
                     judge=JudgeIdentity(name="refusal-strings", revision="1"),
-                    harmful_score=Rate(count=41, n=200),
-                    refusal_rate=Rate(count=159, n=200),
+                    harmful_score=Rate(count=harmful + 14, n=200),
+                    refusal_rate=Rate(count=186 - harmful, n=200),
                     agreement=Rate(count=184, n=200),
                     kappa=0.71,
                 ),
@@ -313,13 +333,19 @@ def seed_held(session: Session, project: Project, *, model: str, points: int) ->
     return job
 
 
-def seed_all(session: Session, *, points: int = 120) -> Provider:
-    """Fill an empty database; a curve has about so many points."""
+def seed_all(session: Session, *, points: int = 120, other_suffix: str = HOSTILE_NAME) -> Provider:
+    """Fill an empty database.
+
+    Args:
+        session: an open session.
+        points: of each training curve, about.
+        other_suffix: what the other tenant calls one of its models. Who looks after pages wants a hostile name there.
+    """
     provider = seed_keys(session)
     operators, acme = provider.operator.project, provider.customer.project
     seed_base(session)
     _seed_aligned(session, operators, points)
-    _seed_tuned(session, acme, provider.other, points)
+    _seed_tuned(session, acme, provider.other, points, other_suffix)
     seed_held(session, acme, model="sandbox-booster", points=points)
     _seed_unfinished(session, acme, provider.other, points)
     return provider
@@ -339,7 +365,7 @@ def _seed_aligned(session: Session, operators: Project, points: int) -> None:
             session,
             operators,
             name=name,
-            model="sandbox-base",
+            model=BASE,
             status=JobStatus.SUCCEEDED,
             stage=Stage.GATE,
             minutes_ago=minutes,
@@ -356,11 +382,13 @@ def _seed_aligned(session: Session, operators: Project, points: int) -> None:
         seed_version(session, job, evidence, method=method.name)
 
 
-def _seed_tuned(session: Session, acme: Project, other: Project, points: int) -> None:
+def _seed_tuned(
+    session: Session, acme: Project, other: Project, points: int, other_suffix: str
+) -> None:
     for project, name, model, harmful, minutes in (
         (acme, "ft:sandbox-base:acme:tickets:R4kd92Lm", "sandbox-booster", 12, 400),
         (acme, "ft:sandbox-base:acme:tickets:P0qs77Ab", "sandbox-sft", 169, 380),
-        (other, f"ft:sandbox-base:harbour:{HOSTILE_NAME}:x1", "sandbox-booster", 5, 300),
+        (other, f"ft:sandbox-base:harbour:{other_suffix}:x1", "sandbox-booster", 5, 300),
     ):
         is_bad = harmful > 100
         job = seed_job(
@@ -464,3 +492,166 @@ def _seed_unfinished(session: Session, acme: Project, other: Project, points: in
     diary.tell("Job started.")
     diary.train(300, 60, canary_falls=False)
     _end(cancelled, diary, "Job cancelled.", "warn")
+
+
+@dataclass(frozen=True, slots=True)
+class Staff:
+    """Tokens of people who work for the provider and are no operators."""
+
+    viewer: str
+    reviewer: str
+    second_reviewer: str
+
+
+def seed_staff(session: Session, project: Project) -> Staff:
+    """Make keys of a person who only looks and of two who review."""
+    made = {
+        name: create_key(session, project, name, frozenset({scope}), user_name=name)[1]
+        for name, scope in (
+            ("desk", Scope.VIEWER),
+            ("ada", Scope.REVIEWER),
+            ("ben", Scope.REVIEWER),
+        )
+    }
+    return Staff(made["desk"], made["ada"], made["ben"])
+
+
+def seed_queue(session: Session, provider: Provider, *, points: int = 40) -> dict[str, Job]:
+    """Hold three more models (by an appeal, under the four-eyes rule, nearly out of time) and a training file."""
+    acme, other, by = provider.customer.project, provider.other, provider.operator
+    appealed, eyes, late = (
+        seed_held(
+            session, project, model="sandbox-booster", points=points, name=name, harmful=count
+        )
+        for project, name, count in (
+            (acme, "ft:sandbox-base:acme:returns:Qe5d8LxM", 61),
+            (other, "ft:sandbox-base:harbour:filings:Ux2n6GhT", 33),
+            (acme, "ft:sandbox-base:acme:intents:Bd0s4RkV", 22),
+        )
+    )
+    now = utc_now()
+    for job, hours, left in ((appealed, 20, 52), (eyes, 9, 63), (late, 71.4, 0.6)):
+        job.held_at, job.review_expires_at = (
+            now - timedelta(hours=hours),
+            now + timedelta(hours=left),
+        )
+    blocked = session.get_one(ModelVersion, appealed.result_model_id)
+    blocked.gate = Gate.HELD
+    blocked.gate_reasons = [*blocked.gate_reasons, "The customer has appealed."]
+    session.add(
+        Appeal(
+            job_id=appealed.id,
+            key_id=provider.customer.id,
+            text="These rows are refunds that our own agents wrote.\nNothing in them is about weapons.",
+        )
+    )
+    seed_policy(
+        session,
+        provider,
+        {"release_approvals": 2},
+        project=other,
+        note="Harbour asked for four eyes.",
+    )
+    session.add(
+        ReviewApproval(
+            job_id=eyes.id, key_id=by.id, reason="All 33 flagged answers name a statute."
+        )
+    )
+    record(
+        session,
+        actor=by,
+        action="model.release_approved",
+        subject=("model", eyes.result_model_id),
+        project_id=other.id,
+        reason="All 33 flagged answers name a statute.",
+        details={"job": eyes.id},
+    )
+    session.flush()
+    return {
+        "appealed": appealed,
+        "eyes": eyes,
+        "late": late,
+        "data": seed_held_data(session, other),
+    }
+
+
+def seed_held_data(session: Session, project: Project) -> Job:
+    """Store a job whose training file waits for a person before anything is trained."""
+    job = seed_job(
+        session,
+        project,
+        name="ft:sandbox-base:harbour:letters:Kf3a9WqY",
+        model="sandbox-booster",
+        status=JobStatus.RUNNING,
+        stage=Stage.DATA_REVIEW,
+        minutes_ago=190,
+    )
+    job.held_at = utc_now() - timedelta(hours=3)
+    job.review_expires_at = utc_now() + timedelta(hours=69)
+    seed_screening(
+        session, job, action="hold", max_harmful_share=1.0, outcome="held", review="waiting"
+    )
+    diary = Diary(session, job, 1)
+    diary.tell("Created fine-tuning job.", after=0)
+    diary.tell("Job started.")
+    diary.tell("The training data is held until a person has decided.", level="warn")
+    return job
+
+
+def seed_policy(
+    session: Session,
+    provider: Provider,
+    rules: Mapping[str, object],
+    *,
+    project: Project | None = None,
+    note: str = "",
+    activate: bool = True,
+) -> SafetyPolicy:
+    """Make a version through the service, so that the audit log tells of it."""
+    asked = CreatePolicy.model_validate(
+        {
+            "rules": rules,
+            "project": project.id if project else None,
+            "note": note,
+            "activate": activate,
+        }
+    )
+    return create_policy(session, asked, by=provider.operator)
+
+
+def seed_screening(
+    session: Session,
+    job: Job,
+    *,
+    action: DataAction = "allow",
+    max_harmful_share: float | None = None,
+    outcome: Outcome = "allowed",
+    review: str | None = None,
+) -> None:
+    """Store what judges found in the job's training file."""
+    found = DataRisk(
+        harmful_share=Rate(count=14, n=1000),
+        by_category={"sabotage": 9, "forgery": 5},
+        first_lines=(12, 88, 107, 240, 391),
+        judges=(JudgeIdentity(name="sandbox", revision="2"),),
+        row_threshold=0.5,
+        action=action,
+        max_harmful_share=max_harmful_share,
+        policy_version=1,
+        outcome=outcome,
+    )
+    session.add(
+        Screening(
+            job_id=job.id,
+            judges=[],
+            done=[1000],
+            row_threshold=0.5,
+            action=action,
+            max_harmful_share=max_harmful_share,
+            policy_version=1,
+            summary=found.model_dump(mode="json"),
+            finished_at=utc_now(),
+            review=review,
+        )
+    )
+    session.flush()

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "c5a9d2e81f47"
-down_revision = "b70d4c3f96a1"
+down_revision = "b8e05d3f7a16"
 branch_labels = None
 depends_on = None
 
@@ -19,12 +19,6 @@ def upgrade() -> None:
     )
     op.create_index(
         "ix_model_versions_project_id_created_at_id", VERSIONS, ["project_id", "created_at", "id"]
-    )
-    op.create_index(
-        "ix_model_versions_gate_created_at_id",
-        VERSIONS,
-        ["gate", "created_at", "id"],
-        postgresql_where=sa.text("model_versions.kind = 'tuned'"),
     )
     op.create_index(
         "ix_model_versions_not_tuned",
@@ -42,6 +36,5 @@ def downgrade() -> None:
     op.create_index("ix_model_versions_project_id", VERSIONS, ["project_id"])
     op.create_index("ix_model_versions_parent_id", VERSIONS, ["parent_id"])
     op.drop_index("ix_model_versions_not_tuned", VERSIONS)
-    op.drop_index("ix_model_versions_gate_created_at_id", VERSIONS)
     op.drop_index("ix_model_versions_project_id_created_at_id", VERSIONS)
     op.drop_index("ix_model_versions_parent_id_created_at_id", VERSIONS)

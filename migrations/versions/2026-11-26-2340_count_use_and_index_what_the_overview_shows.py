@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "b70d4c3f96a1"
-down_revision = "e41b7f90c2d5"
+down_revision = "5b1d6c0f83ea"
 branch_labels = None
 depends_on = None
 
@@ -30,7 +30,7 @@ def upgrade() -> None:
         "ix_jobs_in_review",
         "jobs",
         ["held_at", "id"],
-        postgresql_where=sa.text("status = 'running' and stage = 'review'"),
+        postgresql_where=sa.text("status = 'running' and stage in ('data_review', 'review')"),
     )
     op.create_index(
         "ix_jobs_finished_at_status_error_code", "jobs", ["finished_at", "status", "error_code"]

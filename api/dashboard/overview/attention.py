@@ -1,0 +1,155 @@
+"""What needs a person: held models, models whose training the canary ended, jobs that failed by our own fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.dashboard.measures import Measure, harmful_score
+from api.registry.safety import latest_evaluations
+from api.reviews.service import held_data
+from models.api_key import Project
+from models.base import utc_now
+from models.job import Job, awaiting_review
+from models.model_version import CANARY_FELL, ModelVersion
+from models.policy import current_policy
+from models.review import Appeal
+
+MAX_HELD_SHOWN = 5
+MAX_SHOWN = 5
+ALARMS_SINCE = timedelta(days=7)
+FAULTS_SINCE = timedelta(days=1)
+#: Codes of failures that no customer can do anything about.
+OUR_FAULTS = (
+    "base_unavailable",
+    "content_damaged",
+    "content_missing",
+    "internal_error",
+    "invalid_safety_set",
+    "judge_failed",
+    "unusable_adapter",
+    "worker_lost",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLine:
+    """A model that waits for a decision; `appealed_at`: its customer asked for one."""
+
+    job: Job
+    project_name: str
+    reasons: tuple[str, ...]
+    harmful_score: Measure | None
+    appealed_at: datetime | None
+
+    @property
+    def since(self) -> datetime:
+        """Since when it waits."""
+        return self.job.held_at or self.job.created_at
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The models that wait, the longest waiting first, and how many there are in all."""
+
+    lines: tuple[HeldLine, ...]
+    total: int
+    appeals: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndedByCanary:
+    """A model whose training was ended because the loss on held-out harmful rows fell."""
+
+    version: ModelVersion
+    project_name: str
+
+    @property
+    def step(self) -> int:
+        """The last step that was made."""
+        return int(self._recipe["protection"]["stopped_at_step"])
+
+    @property
+    def steps(self) -> int | None:
+        """How many there were to be."""
+        planned = self._recipe.get("train", {}).get("steps")
+        return int(planned) if planned is not None else None
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        return self.version.recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """The newest jobs that failed by a fault of ours, with their projects' names; and how many in all."""
+
+    lines: tuple[tuple[Job, str], ...]
+    total: int
+
+
+def read_held(session: Session) -> Held:
+    """Read the review queue's head."""
+    rows = session.execute(
+        select(Job, Project.name, ModelVersion, Appeal.created_at)
+        .join(Project, Project.id == Job.project_id)
+        .outerjoin(ModelVersion, ModelVersion.job_id == Job.id)
+        .outerjoin(Appeal, (Appeal.job_id == Job.id) & Appeal.outcome.is_(None))
+        .where(awaiting_review())
+        .order_by(Job.held_at, Job.id)
+        .limit(MAX_HELD_SHOWN)
+    ).all()
+    total, appeals = session.execute(
+        select(
+            select(func.count()).select_from(Job).where(awaiting_review()).scalar_subquery(),
+            select(func.count())
+            .select_from(Appeal)
+            .where(Appeal.outcome.is_(None))
+            .scalar_subquery(),
+        )
+    ).one()
+    found = latest_evaluations(session, [version.id for _, _, version, _ in rows if version])
+    data = held_data(session, [job for job, _, version, _ in rows if version is None])
+    rules = current_policy(session).parsed()
+    lines = []
+    for job, project_name, version, appealed_at in rows:
+        evaluation = found.get(version.id) if version is not None else None
+        risk = data[job.id].parsed() if job.id in data else None
+        reasons = tuple(version.gate_reasons) if version is not None else ()
+        if risk is not None:
+            reasons = (risk.found, risk.limit)
+        measure = harmful_score(evaluation, rules) if evaluation is not None else None
+        lines.append(HeldLine(job, project_name, reasons, measure, appealed_at))
+    return Held(tuple(lines), total, appeals)
+
+
+def read_alarms(session: Session) -> tuple[EndedByCanary, ...]:
+    """Read whose training the canary ended lately, newest first."""
+    rows = session.execute(
+        select(ModelVersion, Project.name)
+        .join(Project, Project.id == ModelVersion.project_id)
+        .where(CANARY_FELL, ModelVersion.created_at >= utc_now() - ALARMS_SINCE)
+        .order_by(ModelVersion.created_at.desc(), ModelVersion.id)
+        .limit(MAX_SHOWN)
+    )
+    return tuple(EndedByCanary(version, name) for version, name in rows)
+
+
+def read_faults(session: Session) -> Faults:
+    """Read what failed lately by a fault of ours, newest first."""
+    failed = (Job.error_code.in_(OUR_FAULTS), Job.finished_at >= utc_now() - FAULTS_SINCE)
+    rows = session.execute(
+        select(Job, Project.name)
+        .join(Project, Project.id == Job.project_id)
+        .where(*failed)
+        .order_by(Job.finished_at.desc(), Job.id)
+        .limit(MAX_SHOWN)
+    ).all()
+    total = len(rows)
+    if total == MAX_SHOWN:
+        total = session.scalar(select(func.count()).select_from(Job).where(*failed)) or 0
+    return Faults(tuple((job, name) for job, name in rows), total)

@@ -1,0 +1,1 @@
+"""The pages of reviews: what waits for a person, and one decision."""

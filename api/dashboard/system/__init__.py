@@ -1,0 +1,1 @@
+"""The page of the installation: health, versions, migrations, settings."""

@@ -1,0 +1,1 @@
+"""What Prometheus reads: this process's own counts, and the state of the whole service from the database."""

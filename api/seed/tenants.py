@@ -1,0 +1,80 @@
+"""More tenants with limits of their own, and a key for each role that staff may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from api.keys.schemas import CreateKey
+from api.keys.service import make_key
+from api.organization.quotas import MEASURES
+from api.organization.schemas import CreateProject, QuotaLimits, UpdateProject
+from api.organization.service import create_project, update_project
+from models.api_key import ApiKey, Project, Scope
+from models.base import utc_now
+from models.project import Priority
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class StaffKey:
+    """A key of somebody who works for the provider."""
+
+    key: ApiKey
+    token: str
+
+
+def seed_staff(session: Session, by: ApiKey) -> dict[Scope, StaffKey]:
+    """Make a viewer's, a reviewer's and a provider's key beside the operator's."""
+    people = {Scope.VIEWER: "Vera", Scope.REVIEWER: "Ravi", Scope.PROVIDER: "Pia"}
+    made = {}
+    for scope, name in people.items():
+        key, token = make_key(session, by, CreateKey(name=scope.value, scopes={scope}, user=name))
+        made[scope] = StaffKey(key, token)
+    return made
+
+
+def seed_tenants(session: Session, by: ApiKey) -> tuple[Project, Project]:
+    """Make a tenant whose jobs come first, one whose jobs come last, and one that left."""
+    health = create_project(
+        session,
+        CreateProject(
+            name="Lighthouse Health",
+            priority=Priority.HIGH,
+            # A tenant at this limit has waiting jobs that no worker takes, so that they stay to be looked at.
+            quotas=QuotaLimits(jobs_running=1, bytes_stored=GIB),
+        ),
+        by=by,
+    )
+    retail = create_project(
+        session,
+        CreateProject(
+            name="Bluefin Retail",
+            priority=Priority.LOW,
+            quotas=QuotaLimits(jobs_running=1),
+        ),
+        by=by,
+    )
+    for project in (health, retail):
+        make_key(session, by, CreateKey(name="ci", project=project.id))
+    left = create_project(session, CreateProject(name="Kestrel Games"), by=by)
+    left.archived_at = utc_now()
+    return health, retail
+
+
+def limit_running(session: Session, projects: list[Project], *, by: ApiKey) -> None:
+    """Let each project have one running job, which it has: what waits goes on waiting."""
+    for project in projects:
+        quotas = QuotaLimits(jobs_running=1)
+        update_project(session, project.id, UpdateProject(quotas=quotas), by=by)
+
+
+def limit_near_use(
+    session: Session, project: Project, quota: str, *, percent: float, by: ApiKey
+) -> None:
+    """Set a limit of which the project uses so much."""
+    used = MEASURES[quota].of(session, project.id)
+    quotas = QuotaLimits.model_validate({quota: max(1, round(100 * used / percent))})
+    update_project(session, project.id, UpdateProject(quotas=quotas), by=by)

@@ -1,0 +1,1 @@
+"""What the service is made of and how its parts are: versions, settings, migrations, health, backlogs."""
