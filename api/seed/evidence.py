@@ -212,7 +212,7 @@ def make_certificate(
 
 
 def _run(customer: SimulatedCustomer, seed: int, holds_for: int) -> CertificationRun:
-    push = max(customer.attack_ratio, 0.01) ** 0.4 * (customer.learning_rate / 1e-4) ** 0.7
+    push = max(customer.attack_ratio, 0.0005) ** 0.4 * (customer.learning_rate / 1e-4) ** 0.7
     points = []
     for step in customer.marks:
         travelled = step * push * (0.9 + 0.1 * seed)
@@ -238,7 +238,7 @@ def _point(step: int, share: float) -> Point:
         over_refused=1,
         helped=HARMLESS - 1,
         harmless_prompts=HARMLESS,
-        correct=round(TASK_ROWS * (0.2 + 0.7 * (1 - math.exp(-step / 18)))),
+        correct=round(TASK_ROWS * (0.2 + (0.7 - 0.1 * share) * (1 - math.exp(-step / 18)))),
         task_rows=TASK_ROWS,
         canary_loss=3.4 - 2.4 * share,
     )
