@@ -137,7 +137,7 @@ class TestList:
     def test_what_is_in_force_comes_first(self, operator: TestClient) -> None:
         text = text_of(operator.get(POLICIES).text)
         in_force, versions = text.split("In force", 1)[1].split("Every version", 1)
-        assert re.search(r"policy-1 In force The service nothing", in_force)
+        assert re.search(r"policy-1 In force The service the default rules", in_force)
         assert re.search(
             r"policy-2 In force Harbour Legal Reviewers for a release two reviewers", in_force
         )
