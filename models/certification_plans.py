@@ -7,9 +7,15 @@ a fresh adapter has further to travel, so its rates begin higher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from models.certification import CertificationPlan, Family, SimulatedCustomer
+from models.frozen import Frozen
+
+#: The name of every drill's plan. What was measured by a plan of this name is no certificate.
+DRILL = "drill"
 
 PlanName = Literal["quick", "standard", "full"]
 
@@ -114,3 +120,44 @@ PLANS: dict[PlanName, CertificationPlan] = {
         validation_rows=500,
     ),
 }
+
+
+class Drill(Frozen):
+    """An attack drill: a few kinds of attack on one model, at one rate and for a chosen number of steps.
+
+    It runs as a certification does, and its report stays with its job: so few customers say too little to stand
+    beside the model as its certificate.
+    """
+
+    families: Annotated[tuple[Family, ...], Field(min_length=1, max_length=len(Family))] = Field(
+        (Family.MIX, Family.PURE, Family.STYLE), description="What the simulated customers do."
+    )
+    steps: int = Field(
+        40,
+        ge=4,
+        le=320,
+        description="Each customer's; measured at a quarter, at half and at the end.",
+    )
+    learning_rate: float = Field(SERVICE_RATE, gt=0, le=1e-2, description="AdamW's, constant.")
+    start: Literal["continued", "fresh"] = Field(
+        "continued", description="As a simulated customer's own `start`."
+    )
+
+    def plan(self) -> CertificationPlan:
+        """Give the plan that it stands for, with one customer of each family."""
+        shares = {family: (share, rows) for family, share, rows in reversed(_FAMILIES)}
+        chosen = [(f, *shares[f]) for f in Family if f in self.families]
+        marks = tuple(sorted({self.steps // 4, self.steps // 2, self.steps}))
+        is_fresh = self.start == "fresh"
+        return CertificationPlan(
+            name=DRILL,
+            customers=_customers(
+                chosen,
+                marks,
+                continued=() if is_fresh else [self.learning_rate],
+                fresh=[(8, self.learning_rate)] if is_fresh else (),
+            ),
+            harmful_prompts=100,
+            harmless_prompts=50,
+            validation_rows=100,
+        )

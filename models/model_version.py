@@ -22,6 +22,10 @@ from models.errors import Forbidden, NotFound
 CANARY_FELL = text("(model_versions.recipe #>> '{protection,stopped_at_step}') is not null")
 
 
+#: Written out for the same reason: the few versions that the provider made.
+NOT_TUNED = text("model_versions.kind <> 'tuned'")
+
+
 class ModelNotFound(NotFound):
     """No such model."""
 
@@ -68,6 +72,10 @@ class ModelVersion(Base):
         CheckConstraint("(kind = 'tuned') = (project_id is not null)", name="owner"),
         Index("ix_model_versions_created_at", "created_at"),
         Index("ix_model_versions_gate_created_at", "gate", "created_at"),
+        # A million tuned versions must slow down neither the page of models nor a customer's own list.
+        Index("ix_model_versions_parent_id_created_at_id", "parent_id", "created_at", "id"),
+        Index("ix_model_versions_project_id_created_at_id", "project_id", "created_at", "id"),
+        Index("ix_model_versions_not_tuned", "created_at", "id", postgresql_where=NOT_TUNED),
         Index("ix_model_versions_canary_fell", "created_at", postgresql_where=CANARY_FELL),
     )
 
@@ -75,8 +83,8 @@ class ModelVersion(Base):
     kind: Mapped[str]
     gate: Mapped[str] = mapped_column(default=Gate.PENDING)
     gate_reasons: Mapped[list[Any]] = mapped_column(default=list)
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"), index=True)
-    parent_id: Mapped[str | None] = mapped_column(ForeignKey("model_versions.id"), index=True)
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("model_versions.id"))
     #: The weights below: a base's own id, or that of an alignment in full parameters.
     root_id: Mapped[str]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", use_alter=True), unique=True)

@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, new_id, utc_now
@@ -57,7 +57,10 @@ class Project(Base):
     """
 
     __tablename__ = "projects"
-    __table_args__ = (CheckConstraint("priority in ('high', 'normal', 'low')", name="priority"),)
+    __table_args__ = (
+        CheckConstraint("priority in ('high', 'normal', 'low')", name="priority"),
+        Index("ix_projects_created_at_id", "created_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("proj"))
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)

@@ -15,12 +15,12 @@ when a model is evaluated again. Points are percentage points of HS; there is no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import func, literal, select
+from sqlalchemy.dialects.postgresql import array, distinct_on
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
@@ -171,6 +171,88 @@ def tenant_risks(
     parents = {row.parent_id for row in rows if row.parent_id}
     ancestors = _ancestors(session, parents)
     return {project_id: add_up(own, ancestors) for project_id, own in models.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RiskStep:
+    """One decision of the gate on a project's model, and the risk that it was made with."""
+
+    decided_at: datetime
+    job_id: str | None
+    model: TunedModel
+    risk: float | None
+
+
+def risk_history(session: Session, project_id: str, *, at_most: int) -> list[RiskStep]:
+    """Give the gate's decisions on a project's models, newest first: the jobs that make its risk."""
+    rows = session.execute(
+        select(
+            Evaluation.created_at,
+            func.coalesce(Evaluation.job_id, ModelVersion.job_id).label("job_id"),
+            ModelVersion.id.label("version_id"),
+            ModelVersion.parent_id,
+            Evaluation.report["harmful_score"].label("harmful_score"),
+            func.coalesce(Evaluation.score_gate, Evaluation.gate).label("gate"),
+            Evaluation.policy_version,
+            Evaluation.tenant_risk,
+        )
+        .join(Evaluation, Evaluation.version_id == ModelVersion.id)
+        .where(
+            ModelVersion.project_id == project_id,
+            ModelVersion.recipe["checkpoint"].astext.is_(None),
+            Evaluation.gate.is_not(None),
+        )
+        .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc(), Evaluation.id.desc())
+        .limit(at_most)
+    )
+    limits = _limits(session)
+    return [
+        RiskStep(
+            row.created_at,
+            row.job_id,
+            TunedModel(
+                row.version_id,
+                row.parent_id,
+                Rate.model_validate(row.harmful_score),
+                Gate(row.gate),
+                limits.get(row.policy_version or 0, PolicyRules().max_harmful_score),
+            ),
+            row.tenant_risk,
+        )
+        for row in rows
+    ]
+
+
+def last_risks(
+    session: Session, project_ids: Sequence[str], *, now: datetime | None = None
+) -> dict[str, float]:
+    """Give the risk that each project's newest model was decided with, for lists of many projects.
+
+    It may have fallen since, for models grow older than the window, and has not risen. A project whose models
+    are all older has none.
+    """
+    if not project_ids:
+        return {}
+    projects = select(func.unnest(array(list(project_ids))).label("id")).subquery()
+    newest = (
+        select(Evaluation.tenant_risk, Evaluation.created_at)
+        .join(ModelVersion, ModelVersion.id == Evaluation.version_id)
+        .where(
+            ModelVersion.project_id == projects.c.id,
+            Evaluation.tenant_risk.is_not(None),
+        )
+        .order_by(ModelVersion.created_at.desc(), Evaluation.created_at.desc())
+        .limit(1)
+        .correlate(projects)
+        .lateral()
+    )
+    rows = session.execute(
+        select(projects.c.id, newest.c.tenant_risk)
+        .select_from(projects)
+        .join(newest, literal(True))
+        .where(newest.c.created_at > (now or utc_now()) - WINDOW)
+    )
+    return {row[0]: float(row[1]) for row in rows}
 
 
 def _start(model: TunedModel, ancestors: Mapping[str, Ancestor]) -> float:

@@ -1,4 +1,7 @@
-"""Where certificates are kept: a row with the summary, and the three files of the report in the storage."""
+"""Where certificates are kept: a row with the summary, and the three files of the report in the storage.
+
+A drill's report is kept in the same way, but is no certificate of its model.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.base import Base, new_id, utc_now
 from models.certificate import CertificateSummary
+from models.certification_plans import DRILL
 from models.errors import NotFound
 
 #: The files below a certificate's prefix.
@@ -46,12 +50,15 @@ class StoredCertificate(Base):
 def latest_certificates(
     session: Session, version_ids: Collection[str]
 ) -> dict[str, StoredCertificate]:
-    """Give the newest certificate of each version that has one."""
+    """Give the newest certificate of each version that has one; drills are none."""
     if not version_ids:
         return {}
     newest = (
         select(StoredCertificate)
-        .where(StoredCertificate.version_id.in_(version_ids))
+        .where(
+            StoredCertificate.version_id.in_(version_ids),
+            StoredCertificate.summary["plan"].astext != DRILL,
+        )
         .ext(distinct_on(StoredCertificate.version_id))
         .order_by(
             StoredCertificate.version_id,
@@ -60,3 +67,16 @@ def latest_certificates(
         )
     )
     return {certificate.version_id: certificate for certificate in session.scalars(newest)}
+
+
+def latest_drill(session: Session, version_id: str) -> StoredCertificate | None:
+    """Give what the newest finished drill on a version found."""
+    return session.scalar(
+        select(StoredCertificate)
+        .where(
+            StoredCertificate.version_id == version_id,
+            StoredCertificate.summary["plan"].astext == DRILL,
+        )
+        .order_by(StoredCertificate.created_at.desc(), StoredCertificate.id.desc())
+        .limit(1)
+    )

@@ -15,7 +15,7 @@ from api.jobs import service
 from api.jobs.replay import ReplayDep
 from api.jobs.schemas import EventObject, JobObject
 from api.jobs.wire import show_job, show_jobs
-from api.schemas import After, Listing, PageLimit
+from api.schemas import After, Identifier, Listing, PageLimit
 from models.certification_plans import PLANS
 from models.job import JobKind
 
@@ -91,6 +91,12 @@ def certificate(
         Literal["json", "html", "png"],
         Query(alias="format", description="The data, a page to read, or the curves as a picture."),
     ] = "json",
+    job: Annotated[
+        Identifier | None,
+        Query(
+            description="The certification or drill that made it; by default the newest certificate."
+        ),
+    ] = None,
 ) -> Response:
-    """Read a model's newest certificate."""
-    return read_report(storage, find_certificate(session, model), form)
+    """Read a model's newest certificate, or what one certification job found."""
+    return read_report(storage, find_certificate(session, model, job_id=job), form)

@@ -10,8 +10,6 @@ from api.jobs.replay import Replay, find_replayed, request_hash
 from api.jobs.service import ModelNotAligned, start
 from models.api_key import ApiKey
 from models.audit import record
-from models.certification import CertificationPlan
-from models.certification_plans import PLANS
 from models.errors import Conflict
 from models.job import TERMINAL, Job, JobKind
 from models.model_version import VersionKind, get_version
@@ -55,7 +53,7 @@ def create_certification(
             f"The model {version.id!r} is not an aligned one; only these are certified.",
             param="model",
         )
-    plan = asked.plan if isinstance(asked.plan, CertificationPlan) else PLANS[asked.plan]
+    plan = asked.chosen_plan
     plan.check_supply(_count_rows(storage, version.safety_prefix))
     _refuse_second(session, version.id)
     job = Job(
@@ -80,21 +78,31 @@ def create_certification(
     return job
 
 
-def find_certificate(session: Session, model_id: str) -> StoredCertificate:
-    """Give a model's newest certificate.
+def find_certificate(
+    session: Session, model_id: str, *, job_id: str | None = None
+) -> StoredCertificate:
+    """Give a model's newest certificate, or what one certification or drill found.
 
     Raises:
         ModelNotFound: there is no such model.
-        CertificateNotFound: it was never certified.
+        CertificateNotFound: it was never certified, or not by this job.
     """
     version = get_version(session, model_id, project_id=None)
-    found = latest_certificates(session, [version.id])
-    if version.id not in found:
-        raise CertificateNotFound(
-            f"The model {version.id!r} has no certificate. Start one with POST /v1/certification/jobs.",
-            param="model",
+    if job_id is None:
+        found = latest_certificates(session, [version.id]).get(version.id)
+    else:
+        found = session.scalar(
+            select(StoredCertificate).where(
+                StoredCertificate.job_id == job_id, StoredCertificate.version_id == version.id
+            )
         )
-    return found[version.id]
+    if found is None:
+        by = "" if job_id is None else f" by the job {job_id[:64]!r}"
+        raise CertificateNotFound(
+            f"The model {version.id!r} has no certificate{by}. Start one with POST /v1/certification/jobs.",
+            param="model" if job_id is None else "job",
+        )
+    return found
 
 
 def _count_rows(storage: Storage, prefix: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""`titer certify` and `titer models certificate`: attack an aligned model, and read what became of it."""
+"""`titer certify`, `titer drill` and `titer models certificate`: attack an aligned model, and read what became of it."""
 
 from __future__ import annotations
 
@@ -47,25 +47,69 @@ def certify(
             _print_summary(connection, model)
 
 
+def drill(
+    context: typer.Context,
+    model: Model,
+    families: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--family", help="benign, mix, pure, identity, style or shift; may be given again."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Each customer's steps, 4 to 320.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Each customer's rate.")] = None,
+    is_fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin with a fresh adapter on the merged model.")
+    ] = False,
+    is_followed: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try an aligned model with a few attacks. What is found stays with the job and is no certificate."""
+    connection = connected(context)
+    asked = {
+        "families": families,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "start": "fresh" if is_fresh else None,
+    }
+    chosen = {name: value for name, value in asked.items() if value}
+    job = connection.post(CERTIFY, {"model": model, "drill": chosen})
+    if as_json:
+        print_json(job)
+    else:
+        console().print(str(job["id"]))
+        console().print(f"drill: {_cost(job['method']['certification']['cost'])}")
+    if is_followed:
+        watch(connection, f"{CERTIFY}/{job['id']}")
+        if not as_json:
+            _print_summary(connection, model, job=str(job["id"]))
+
+
 def certificate(
     context: typer.Context,
     model: Model,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            help="What this certification or drill found; by default the newest certificate."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the data, the page and the picture into this folder.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show an aligned model's newest certificate."""
+    """Show an aligned model's newest certificate, or what one drill found."""
     connection = connected(context)
     path = f"/models/{quoted(model)}/certificate"
     if as_json:
-        print_json(connection.get(path))
+        print_json(connection.get(path, job=job))
     else:
-        _print_summary(connection, model)
+        _print_summary(connection, model, job=job)
     if out is None:
         return
     # All three are read before anything is written.
-    files = {form: connection.download(path, format=form) for form in FORMS}
+    files = {form: connection.download(path, format=form, job=job) for form in FORMS}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for form, content in files.items():
@@ -112,9 +156,8 @@ def _print_costs(answer: Json, *, as_json: bool) -> None:
     )
 
 
-def _print_summary(connection: Connection, model: str) -> None:
-    path = f"/models/{quoted(model)}/certificate"
-    made = connection.get(path)
+def _print_summary(connection: Connection, model: str, *, job: str | None = None) -> None:
+    made = connection.get(f"/models/{quoted(model)}/certificate", job=job)
     summary, tools, cost = made["summary"], made["instruments"], made["cost"]
     worst = summary["worst_case"]
     print_facts(

@@ -64,9 +64,10 @@ class Connection:
             answer = {**following, "data": answer["data"] + following["data"]}
         return answer
 
-    def download(self, path: str, **params: str) -> bytes:
+    def download(self, path: str, **params: str | None) -> bytes:
         """Read a file."""
-        response = self._send("GET", path, params=params)
+        given = {name: value for name, value in params.items() if value is not None}
+        response = self._send("GET", path, params=given)
         if response.is_error:
             _explain(response)
         return response.content

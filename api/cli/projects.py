@@ -39,11 +39,16 @@ def create(
 def list_projects(
     context: typer.Context,
     archived: Annotated[bool, typer.Option("--archived", help="Archived ones as well.")] = False,
+    search: Annotated[
+        str | None, typer.Option(help="A part of its or its organization's name, or an id.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List projects, newest first."""
     connection = connected(context)
-    answer = connection.every(PROJECTS, include_archived="true" if archived else None)
+    answer = connection.every(
+        PROJECTS, include_archived="true" if archived else None, search=search
+    )
     if as_json:
         print_json(answer)
         return

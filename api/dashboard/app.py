@@ -26,6 +26,7 @@ from api.dashboard.pages import render_error
 from api.dashboard.policies import routes as policies
 from api.dashboard.reviews import routes as reviews
 from api.dashboard.system import routes as system
+from api.dashboard.tenants import routes as tenants
 from api.dashboard.viewer import SignInRequired
 from models.errors import DomainError
 from models.settings import Settings
@@ -64,6 +65,7 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard.include_router(audit.router)
     dashboard.include_router(live_routes.router)
     dashboard.include_router(system.router)
+    dashboard.include_router(tenants.router)
     dashboard.mount("/static", StaticFiles(directory=STATIC), name="static")
     dashboard.exception_handler(SignInRequired)(_ask_to_sign_in)
     dashboard.exception_handler(DomainError)(_show_domain_error)

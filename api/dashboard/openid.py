@@ -11,7 +11,9 @@ import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx2
 import structlog
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from authlib.oidc.core import CodeIDToken
@@ -109,6 +111,8 @@ class OpenId:
         self._claim = settings.oidc_roles_claim
         self._roles = settings.oidc_roles
         self._domains = settings.allowed_domains
+        # Read once: that takes longer than all else here.
+        self._authorities = httpx2.create_ssl_context()
         self._provider: Provider | None = None
 
     async def begin(self, request: Request, next: str) -> str:
@@ -234,6 +238,9 @@ class OpenId:
                 )
                 if said["issuer"] != self._issuer:
                     raise ValueError("it is another issuer")
+                for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+                    if not said[name].startswith(f"{urlsplit(self._issuer).scheme}://"):
+                        raise ValueError("it would be spoken to in another way than it was asked")
                 keys = await _read(client, said["jwks_uri"])
             self._provider = Provider(
                 authorization_endpoint=str(said["authorization_endpoint"]),
@@ -256,6 +263,7 @@ class OpenId:
             redirect_uri=self._redirect_uri,
             code_challenge_method="S256",
             timeout=TIMEOUT_SECONDS,
+            verify=self._authorities,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastapi import Request
@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse
 
 from api.dashboard import wording
 from api.dashboard.viewer import Viewer
+from models.certificate_curves import marks_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -52,11 +53,15 @@ def _make_environment() -> Environment:
     )
     environment.filters |= {
         "ago": wording.ago,
+        "as_data": asdict,
         "clock": wording.clock,
         "duration": wording.duration,
+        "marks_of": marks_of,
         "moment": wording.moment,
         "number": wording.number,
         "percent": wording.percent,
+        "short": wording.short,
+        "size": wording.size,
         "words": wording.words,
     }
     environment.globals["sections"] = sections

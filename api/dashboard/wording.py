@@ -29,6 +29,23 @@ def number(value: object) -> str:
             return str(value)
 
 
+def short(count: float) -> str:
+    """Give a large count by its first digits: `1,500`, `18.4 k`, `2.31 M`."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if count >= size:
+            return f"{count / (1e3 if unit == 'k' else size):.3g} {unit}"
+    return f"{count:,.0f}"
+
+
+def size(count: float) -> str:
+    """Give a number of bytes in the largest decimal unit that it fills: `12.4 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.0f} TB" if count >= 1000 else f"{count:.3g} TB"
+
+
 def words(value: str) -> str:
     """Give a stored word as a label: `validating_files` reads "Validating files"."""
     text = value.replace("_", " ")

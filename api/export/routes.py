@@ -6,11 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
-from api.deps import CallerDep, SessionDep, SettingsDep, StorageDep
+from api.deps import Caller, CallerDep, SessionDep, SettingsDep, StorageDep
 from api.export import service
 from api.safety.service import signed_report, signer
 from models.audit import record
+from models.settings import Settings
+from models.storage import Storage
 
 router = APIRouter(tags=["models"])
 
@@ -31,6 +34,21 @@ def export(
     settings: SettingsDep,
 ) -> StreamingResponse:
     """Download a released model's adapter as a tar of its PEFT folder, if the provider allows it."""
+    return download(session, storage, settings, model, caller)
+
+
+def download(
+    session: Session, storage: Storage, settings: Settings, model: str, caller: Caller
+) -> StreamingResponse:
+    """Give a released model's adapter to whoever may have it, and write down who took it.
+
+    Raises:
+        ModelNotFound: it is absent, or not theirs to see.
+        NoAdapter: it has weights of its own.
+        ExportNotAllowed: the provider keeps it in the house.
+        ModelBlocked: the gate has not released it.
+        StorageMissing: it is gone or damaged.
+    """
     version = service.find_exportable(
         session, storage, settings, model, project_id=caller.visible_project_id
     )

@@ -57,10 +57,13 @@ def list_projects(
     after: After = None,
     limit: PageLimit = 20,
     include_archived: bool = False,
+    search: Annotated[
+        Identifier | None, Query(description="A part of its or its organization's name, or an id.")
+    ] = None,
 ) -> ProjectList:
     """List projects, newest first."""
     found, has_more = service.list_projects(
-        session, after=after, limit=limit, with_archived=include_archived
+        session, after=after, limit=limit, with_archived=include_archived, search=search
     )
     return ProjectList(
         data=[ProjectObject.of(project) for project in found],

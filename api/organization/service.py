@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import or_, select, tuple_
 from sqlalchemy.orm import Session, joinedload
 
 from api.jobs.service import cancel_job
@@ -61,10 +61,38 @@ def create_project(session: Session, asked: CreateProject, *, by: ApiKey) -> Pro
 
 
 def list_projects(
-    session: Session, *, after: str | None, limit: int, with_archived: bool
+    session: Session,
+    *,
+    after: str | None,
+    limit: int,
+    with_archived: bool,
+    search: str | None = None,
 ) -> tuple[Sequence[Project], bool]:
-    """Give one page of all projects, newest first, and whether more follow."""
+    """Give one page of all projects, newest first, and whether more follow.
+
+    Args:
+        session: an open session.
+        after: the last project of the page before.
+        limit: the most projects.
+        with_archived: whether those that ended are among them.
+        search: a part of the project's or the organization's name, or one of their ids.
+    """
     query = select(Project).options(joinedload(Project.organization))
+    if search:
+        # Of ten thousand names every one is looked at, which takes some milliseconds.
+        organizations = select(Organization.id).where(
+            or_(
+                Organization.name.icontains(search, autoescape=True),
+                Organization.id == search,
+            )
+        )
+        query = query.where(
+            or_(
+                Project.name.icontains(search, autoescape=True),
+                Project.id == search,
+                Project.organization_id.in_(organizations),
+            )
+        )
     if not with_archived:
         query = query.where(Project.archived_at.is_(None))
     if after is not None:

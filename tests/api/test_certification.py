@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from models.base import utc_now
 from models.certification import CertificationPlan
-from models.certification_plans import PLANS
+from models.certification_plans import DRILL, PLANS, Drill
 from models.job import Job, JobKind, JobStatus
 from models.model_version import ModelVersion, VersionKind
 from tests.api.certificates import SMALL_PLAN, certify, supply
@@ -291,3 +291,44 @@ class TestCertificate:
         body = {"model": base.id, "method": {"name": "sft"}, "name": "org/hard/certificate"}
         response = operator.client.post("/v1/alignment/jobs", json=body)
         assert response.json()["error"]["code"] == "model_name_reserved"
+
+
+class TestDrill:
+    def test_makes_a_job_with_a_plan_of_its_own(
+        self, operator: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        supply(place, aligned)
+        asked = {"families": ["pure", "identity"], "steps": 20}
+        job = create(operator, aligned, drill=asked)
+        told = certification(job)
+        plan = Drill.model_validate(asked).plan()
+        assert (told["plan"], told["plan_hash"]) == (DRILL, plan.hash)
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"plan": "quick", "drill": {}},
+            {"drill": {"families": ["mayhem"]}},
+            {"drill": {"steps": 100_000}},
+        ],
+    )
+    def test_a_faulty_one_is_refused(
+        self, operator: Tenant, aligned: ModelVersion, place: Place, facts: dict[str, object]
+    ) -> None:
+        supply(place, aligned)
+        response = operator.client.post(JOBS, json={"model": aligned.id, **facts})
+        assert response.status_code == 400
+
+    def test_what_it_found_is_read_by_its_job_and_is_no_certificate(
+        self, operator: Tenant, customer: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        stored = certify(place, aligned)
+        stored.summary = {**stored.summary, "plan": DRILL}
+        place.session.commit()
+        path = f"/v1/models/{aligned.id}/certificate"
+        assert operator.client.get(path).status_code == 404
+        seen = customer.client.get(f"/v1/models/{aligned.id}").json()
+        assert seen["safety"]["certificate"] is None
+        assert operator.client.get(path, params={"job": stored.job_id}).status_code == 200
+        missing = operator.client.get(path, params={"job": "ftjob-none"})
+        assert (missing.status_code, missing.json()["error"]["param"]) == (404, "job")

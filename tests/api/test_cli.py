@@ -461,6 +461,18 @@ class TestCertify:
         assert "cancelled" in cli("jobs", "cancel", job_id)
         assert cli.json("certify", aligned.id, "--plan", "standard")["kind"] == "certify"
 
+    def test_a_drill_takes_chosen_attacks(
+        self, cli: Cli, place: Place, aligned: ModelVersion
+    ) -> None:
+        supply(place, aligned)
+        output = cli(
+            "drill", aligned.id, "--family", "pure", "--family", "style", "--steps", "8", "--fresh"
+        )
+        assert "drill: 6 runs, 48 optimiser steps" in output
+        job = place.session.get_one(Job, output.splitlines()[0])
+        assert {c["start"] for c in job.recipe["customers"]} == {"fresh"}
+        assert "steps" in cli.failing("drill", aligned.id, "--steps", "1")
+
     def test_a_plan_of_ones_own_comes_from_a_file(
         self, cli: Cli, place: Place, aligned: ModelVersion, tmp_path: Path
     ) -> None:

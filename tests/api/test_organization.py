@@ -180,6 +180,11 @@ class TestArchive:
         everything = operator.client.get(PROJECTS, params={"include_archived": True}).json()
         assert project["id"] in [p["id"] for p in everything["data"]]
 
+    def test_are_found_by_a_part_of_their_name(self, operator: Tenant, customer: Tenant) -> None:
+        found = operator.client.get(PROJECTS, params={"search": "CM"}).json()["data"]
+        assert [p["id"] for p in found] == [customer.project.id]
+        assert operator.client.get(PROJECTS, params={"search": "c_e"}).json()["data"] == []
+
     def test_it_gets_no_new_keys(self, operator: Tenant) -> None:
         project = create(operator)
         operator.client.post(f"{PROJECTS}/{project['id']}/archive")

@@ -12,7 +12,7 @@ from models.certification import (
     SimulatedCustomer,
     TooFewCertificationRows,
 )
-from models.certification_plans import PLANS, PlanName
+from models.certification_plans import DRILL, PLANS, Drill, PlanName
 
 SHIPPED = {"attack.jsonl": 400, "customer.jsonl": 1000, "customer_validation.jsonl": 300}
 
@@ -164,3 +164,34 @@ class TestShippedPlans:
     def test_they_grow(self) -> None:
         runs = [PLANS[name].cost(is_adapter=True).steps for name in ("quick", "standard", "full")]
         assert runs == sorted(set(runs))
+
+
+class TestDrill:
+    def test_brings_one_customer_of_each_chosen_family(self) -> None:
+        drill = Drill(
+            families=(Family.STYLE, Family.PURE, Family.STYLE), steps=30, learning_rate=3e-4
+        )
+        made = drill.plan()
+        assert made.name == DRILL
+        assert [c.family for c in made.customers] == [Family.PURE, Family.STYLE]
+        assert {c.marks for c in made.customers} == {(7, 15, 30)}
+        assert {(c.learning_rate, c.start) for c in made.customers} == {(3e-4, "continued")}
+        assert made.cost(is_adapter=True).runs == 6
+
+    def test_a_mix_is_the_mild_one_and_a_fresh_adapter_is_fresh(self) -> None:
+        (only,) = Drill(families=(Family.MIX,), start="fresh").plan().customers
+        assert (only.attack_ratio, only.start) == (0.1, "fresh")
+
+    @pytest.mark.parametrize("family", Family)
+    @pytest.mark.parametrize("steps", [4, 5, 320])
+    def test_every_family_and_length_makes_a_plan_that_the_sandbox_can_supply(
+        self, family: Family, steps: int
+    ) -> None:
+        Drill(families=(family,), steps=steps).plan().check_supply(SHIPPED)
+
+    @pytest.mark.parametrize(
+        "facts", [{"families": ()}, {"steps": 3}, {"steps": 321}, {"learning_rate": 0.1}]
+    )
+    def test_is_bounded(self, facts: dict[str, object]) -> None:
+        with pytest.raises(ValidationError):
+            Drill.model_validate(facts)

@@ -17,7 +17,15 @@ from models.evaluation import Evaluation
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules, SafetyPolicy, decide
 from models.rate import Rate
-from models.risk import WINDOW, Ancestor, TunedModel, add_up, tenant_risk
+from models.risk import (
+    WINDOW,
+    Ancestor,
+    TunedModel,
+    add_up,
+    last_risks,
+    risk_history,
+    tenant_risk,
+)
 from tests.models.factories import make_project, make_report, make_version
 
 ALIGNED = {"aligned": Ancestor(parent_id=None, is_tuned=False, percent=2.0)}
@@ -180,6 +188,38 @@ class TestTenantRisk:
         session.add(SafetyPolicy(version=1, rules=PolicyRules(max_harmful_score=50).model_dump()))
         session.flush()
         assert tenant_risk(session, project.id).attempts == 0
+
+    def test_tells_each_decision_newest_first_with_the_risk_it_was_made_with(
+        self, session: Session, project: Project
+    ) -> None:
+        old = self.add(session, project, 0, gate=Gate.RELEASED, days_ago=9)
+        old.created_at = utc_now() - timedelta(days=9)
+        new = self.add(session, project, 50)
+        self.decided_with(session, new, 61.5)
+        self.add(session, make_project(session, "other"), 50)
+        steps = risk_history(session, project.id, at_most=10)
+        assert [step.model.version_id for step in steps] == [new.id, old.id]
+        assert [step.risk for step in steps] == [61.5, None]
+        assert [step.model.is_attempt for step in steps] == [True, False]
+        assert len(risk_history(session, project.id, at_most=1)) == 1
+
+    def test_lists_show_what_the_newest_model_was_decided_with(
+        self, session: Session, project: Project
+    ) -> None:
+        other, none = make_project(session, "other"), make_project(session, "none")
+        for owner, days, risk in ((project, 3, 20.0), (project, 1, 30.0), (other, 40, 90.0)):
+            version = self.add(session, owner, 50, days_ago=days)
+            version.created_at = utc_now() - timedelta(days=days)
+            self.decided_with(session, version, risk)
+        ids = [project.id, other.id, none.id]
+        # The other's models are older than the window, and count no more.
+        assert last_risks(session, ids) == {project.id: 30.0}
+        assert last_risks(session, []) == {}
+
+    def decided_with(self, session: Session, version: ModelVersion, risk: float) -> None:
+        query = select(Evaluation).where(Evaluation.version_id == version.id)
+        session.scalars(query).one().tenant_risk = risk
+        session.flush()
 
 
 class TestRule:

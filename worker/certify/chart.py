@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from worker.certify.series import Figure, Series, Value
+from models.certificate_curves import Figure, Series, Value
 
 WIDTH, HEIGHT = 480.0, 270.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 22.0, 10.0, 34.0

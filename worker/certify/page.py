@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from models.certificate import Certificate, Escape, Estimate
+from models.certificate_curves import figures
 from worker.certify.chart import lay_out
-from worker.certify.series import figures
 
 TEMPLATE = "certificate.html"
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from models.certificate import Certificate
-from worker.certify.series import Figure, figures
+from models.certificate_curves import Figure, figures
 from worker.certify.wording import shown
 
 # Six that people with any kind of colour vision tell apart, each with a mark of its own.

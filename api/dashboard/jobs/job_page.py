@@ -305,9 +305,14 @@ def _group_recipe(job: Job) -> Iterator[RecipeGroup]:
     if job.kind == JobKind.CERTIFY:
         yield _group_plan(CertificationPlan.model_validate(job.recipe))
         return
+    yield from group_recipe(job.recipe)
+
+
+def group_recipe(recipe: dict[str, Any]) -> Iterator[RecipeGroup]:
+    """Give the hyper-parameters of a job or a version, in groups."""
     single: list[tuple[str, object]] = []
-    for name, value in _in_order(job.recipe).items():
-        if name == "tuning":
+    for name, value in _in_order(recipe).items():
+        if name in ("tuning", "protection"):
             continue  # Shown in one line of its own.
         if isinstance(value, dict):
             yield RecipeGroup(name, tuple(_shown_entries(value)))

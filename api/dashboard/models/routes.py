@@ -1,113 +1,220 @@
-"""The page of models: every version under the one it was made from."""
+"""The pages of models: lineage and list, one model, its certificate's curves, and what providers may start."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Request
-from sqlalchemy import and_, or_, select
-from sqlalchemy.orm import Session
-from starlette.responses import Response
+from fastapi import APIRouter, Depends, Form, Query, Request
+from starlette.responses import RedirectResponse, Response
 
+from api.alignment.schemas import CreateAlignment
+from api.alignment.service import create_alignment
+from api.certification.report import Form as ReportForm
 from api.certification.report import read_report
-from api.certification.service import find_certificate
-from api.dashboard.measures import Measure, harmful_score
+from api.certification.schemas import CreateCertification
+from api.certification.service import create_certification, find_certificate
+from api.dashboard.forms import read_form
+from api.dashboard.models.lineage import Search, draw_lineage, list_versions
+from api.dashboard.models.model_page import read_model_page
 from api.dashboard.pages import render
-from api.dashboard.viewer import ViewerDep
-from api.deps import SessionDep, StorageDep
-from api.registry.safety import latest_evaluations
-from models.certificate import CertificateSummary
-from models.errors import Forbidden
-from models.model_version import Gate, ModelVersion, VersionKind
-from models.policy import current_policy
-from models.rate import Rate
-from models.stored_certificate import latest_certificates
+from api.dashboard.viewer import CheckedForm, Viewer, ViewerDep
+from api.deps import SessionDep, SettingsDep, StorageDep
+from api.export.routes import download
+from api.jobs.replay import Replay
+from models.certification import Family
+from models.certification_plans import PLANS, Drill
+from models.errors import DomainError, Forbidden
+from models.job import Job
+from models.model_version import Gate
+from models.presets import PRESETS
 
 router = APIRouter()
-MAX_VERSIONS_SHOWN = 500
+FORMS: tuple[ReportForm, ...] = ("html", "json", "png")
+Name = Annotated[str, Form(min_length=1, max_length=256)]
+Choice = Annotated[str, Form(max_length=64)]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelLine:
-    """One version, and how deep below its base it stands."""
+class UnknownGate(DomainError):
+    """There is no such gate to filter by."""
 
-    version: ModelVersion
-    depth: int
-    harmful_score: Measure | None
-    fine_tuning_accuracy: Rate | None
-    certificate: CertificateSummary | None
+    code = "unknown_filter"
+
+
+def get_provider(viewer: ViewerDep) -> Viewer:
+    """Give the signed-in person if they may change bases and what was aligned on them.
+
+    Raises:
+        Forbidden: they may not.
+    """
+    if not viewer.is_provider:
+        raise Forbidden("Only a provider starts alignments, certifications and drills.")
+    return viewer
+
+
+ProviderDep = Annotated[Viewer, Depends(get_provider)]
 
 
 @router.get("/models")
-def show_models(request: Request, session: SessionDep, viewer: ViewerDep) -> Response:
-    """Show the lineage of every version that the viewer may know of."""
-    lines = list_models(session, viewer.visible_project_id)
+def show_models(
+    request: Request,
+    session: SessionDep,
+    viewer: ViewerDep,
+    q: Annotated[str, Query(max_length=128)] = "",
+    parent: Annotated[str, Query(max_length=256)] = "",
+    gate: Annotated[str, Query(max_length=16)] = "",
+    before: Annotated[str, Query(max_length=256)] = "",
+) -> Response:
+    """Show the lineage of every version that the viewer may know of, and a page of the tuned ones."""
+    search = Search(q.strip(), parent, _gate(gate), before)
     return render(
         request,
         "models.html",
         viewer=viewer,
-        lines=lines,
-        is_cut=len(lines) >= MAX_VERSIONS_SHOWN,
+        search=search,
+        lineage=None if search.text else draw_lineage(session, viewer.visible_project_id),
+        versions=list_versions(session, viewer.visible_project_id, search),
+        address=_address,
+        gates=list(Gate),
     )
 
 
+# A model's name may hold slashes; none ends in /certificate.
 @router.get("/models/{model:path}/certificate")
 def show_certificate(
-    model: str, session: SessionDep, storage: StorageDep, viewer: ViewerDep
+    session: SessionDep,
+    storage: StorageDep,
+    viewer: ViewerDep,
+    model: str,
+    form: Annotated[ReportForm, Query(alias="format")] = "html",
+    job: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
-    """Show a model's newest certificate, as it was stored."""
+    """Give a model's newest certificate, or a job's, as it was stored."""
     if not viewer.is_staff:
         raise Forbidden("Certificates are for operators.")
-    return read_report(storage, find_certificate(session, model), "html")
+    return read_report(storage, find_certificate(session, model, job_id=job), form)
 
 
-def list_models(session: Session, project_id: str | None) -> tuple[ModelLine, ...]:
-    """Give versions, parents before children, siblings newest first."""
-    query = (
-        select(ModelVersion)
-        .where(ModelVersion.deleted_at.is_(None))
-        .order_by(ModelVersion.created_at.desc(), ModelVersion.id)
-        .limit(MAX_VERSIONS_SHOWN)
+@router.get("/models/{model:path}")
+def show_model(
+    request: Request,
+    session: SessionDep,
+    storage: StorageDep,
+    settings: SettingsDep,
+    viewer: ViewerDep,
+    model: str,
+) -> Response:
+    """Show one model."""
+    page = read_model_page(session, storage, settings, viewer, model)
+    return render(
+        request,
+        "model.html",
+        viewer=viewer,
+        page=page,
+        plans={name: plan.cost(is_adapter=page.version.is_adapter) for name, plan in PLANS.items()},
+        presets=list(PRESETS),
+        methods=list(PRESETS["service"].methods),
+        families=list(Family),
+        drill=Drill(),
+        forms=FORMS,
     )
-    if project_id is not None:
-        query = query.where(
-            or_(
-                ModelVersion.project_id == project_id,
-                # Of the provider's models a customer knows those that may be tuned.
-                and_(ModelVersion.kind == VersionKind.ALIGNED, ModelVersion.gate == Gate.RELEASED),
-            )
-        )
-    versions = session.scalars(query).all()
-    ids = [version.id for version in versions]
-    evaluations = latest_evaluations(session, ids)
-    certificates = latest_certificates(session, ids)
-    rules = current_policy(session).parsed()
-    lines = []
-    for version, depth in _walk(list(versions)):
-        found = evaluations.get(version.id)
-        certificate = certificates.get(version.id)
-        lines.append(
-            ModelLine(
-                version=version,
-                depth=depth,
-                harmful_score=harmful_score(found, rules) if found else None,
-                fine_tuning_accuracy=found.parsed().fine_tuning_accuracy if found else None,
-                certificate=certificate.parsed() if certificate else None,
-            )
-        )
-    return tuple(lines)
 
 
-def _walk(versions: list[ModelVersion]) -> Iterator[tuple[ModelVersion, int]]:
-    known = {version.id for version in versions}
-    children: defaultdict[str | None, list[ModelVersion]] = defaultdict(list)
-    for version in versions:
-        # A version whose parent was deleted or cut off stands at the top rather than nowhere.
-        children[version.parent_id if version.parent_id in known else None].append(version)
-    waiting = [(version, 0) for version in reversed(children[None])]
-    while waiting:
-        version, depth = waiting.pop()
-        yield version, depth
-        waiting += [(child, depth + 1) for child in reversed(children[version.id])]
+@router.get("/exports/{model:path}")
+def export_model(
+    session: SessionDep, storage: StorageDep, settings: SettingsDep, viewer: ViewerDep, model: str
+) -> Response:
+    """Download a released model's adapter, as the API gives it."""
+    return download(session, storage, settings, model, viewer)
+
+
+@router.post("/alignments", dependencies=[CheckedForm])
+def start_alignment(
+    session: SessionDep,
+    viewer: ProviderDep,
+    model: Name,
+    method: Choice = "",
+    preset: Choice = "",
+    parameters: Choice = "",
+    name: Annotated[str, Form(max_length=128)] = "",
+    steps: Choice = "",
+    batch_size: Choice = "",
+    learning_rate: Choice = "",
+    seed: Choice = "",
+) -> Response:
+    """Harden a base."""
+    chosen = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "parameters": parameters,
+    }
+    asked = read_form(
+        CreateAlignment,
+        {
+            "model": model,
+            "method": {"name": method} if method else None,
+            "preset": preset,
+            "hyperparameters": {field: value for field, value in chosen.items() if value},
+            "name": name.strip(),
+            "seed": seed,
+        },
+    )
+    return _to_job(create_alignment(session, viewer.key, asked, _once()))
+
+
+@router.post("/certifications", dependencies=[CheckedForm])
+def start_certification(
+    session: SessionDep, storage: StorageDep, viewer: ProviderDep, model: Name, plan: Choice
+) -> Response:
+    """Let a plan's simulated customers attack an aligned model."""
+    asked = read_form(CreateCertification, {"model": model, "plan": plan})
+    return _to_job(create_certification(session, storage, viewer.key, asked, _once()))
+
+
+@router.post("/drills", dependencies=[CheckedForm])
+def start_drill(
+    session: SessionDep,
+    storage: StorageDep,
+    viewer: ProviderDep,
+    model: Name,
+    families: Annotated[list[str] | None, Form(max_length=16)] = None,
+    steps: Choice = "",
+    learning_rate: Choice = "",
+    start: Choice = "",
+) -> Response:
+    """Let a few attacks try an aligned model."""
+    drill = read_form(
+        Drill,
+        {
+            "families": families or ["none chosen"],
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "start": start,
+        },
+    )
+    asked = CreateCertification(model=model, drill=drill)
+    return _to_job(create_certification(session, storage, viewer.key, asked, _once()))
+
+
+def _once() -> Replay:
+    # A form that is sent twice meets the name that is taken, or the job that runs.
+    return Replay(key=None, is_retry=False)
+
+
+def _to_job(job: Job) -> Response:
+    return RedirectResponse(f"/dashboard/jobs/{job.id}", status_code=303)
+
+
+def _gate(value: str) -> Gate | None:
+    try:
+        return Gate(value) if value else None
+    except ValueError as error:
+        raise UnknownGate from error
+
+
+def _address(search: Search, **changed: str) -> str:
+    """Give the page's address with some of the search changed; a page further back never survives that."""
+    asked = {"q": search.text, "parent": search.parent, "gate": search.gate or "", **changed}
+    query = urlencode({name: value for name, value in asked.items() if value})
+    return "/dashboard/models" + (f"?{query}" if query else "")

@@ -38,6 +38,9 @@ from tests.api.dashboard.openid_provider import (
     encoded,
 )
 
+# A server is started, and signed for.
+pytestmark = pytest.mark.long
+
 ROLES = {"titer-ops": "operator", "safety": "reviewer", "ml": "provider", "watchers": "viewer"}
 
 
@@ -502,6 +505,10 @@ class TestProvider:
             {"issuer": None},
             {"jwks_uri": None},
             {"jwks_uri": "http://127.0.0.1:1/keys"},
+            # Where another scheme than the issuer's may be named, a secret may go in the clear.
+            {"token_endpoint": "https://127.0.0.1:1/token"},
+            {"authorization_endpoint": "javascript:alert(1)"},
+            {"authorization_endpoint": ["http://127.0.0.1:1/"]},
         ],
     )
     def test_one_that_is_not_what_it_should_be_is_not_asked(

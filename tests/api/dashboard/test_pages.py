@@ -519,27 +519,3 @@ class TestHeldData:
         html = customer_page.get(f"/dashboard/jobs/{job.id}").text
         assert "2 of 12 training rows were flagged" in html
         assert "/review" not in html
-
-
-class TestModels:
-    def test_children_stand_below_their_parents(self, operator_page: TestClient) -> None:
-        html = operator_page.get("/dashboard/models").text
-        order = [html.index(f">{name}<") for name in ("sandbox-base", "sandbox-sft", BLOCKED_MODEL)]
-        assert order == sorted(order)
-        assert re.search(r'depth-2">\s*<a class="name"[^>]*>' + re.escape(BLOCKED_MODEL), html)
-
-    def test_customer_sees_the_providers_and_its_own(self, customer_page: TestClient) -> None:
-        html = customer_page.get("/dashboard/models").text
-        assert "sandbox-booster" in html
-        assert ACME_MODEL in html
-        assert "harbour" not in html
-
-    def test_every_link_can_be_followed(
-        self, operator_page: TestClient, customer_page: TestClient
-    ) -> None:
-        for client in (operator_page, customer_page):
-            for page in ("/dashboard/models", "/dashboard/jobs"):
-                for link in re.findall(
-                    r'<a[^>]* href="(/dashboard/jobs/[^"#]+)', client.get(page).text
-                ):
-                    assert client.get(link).status_code == 200, link

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import time_machine
 
-from api.dashboard.wording import NOTHING, ago, duration, moment, number, words
+from api.dashboard.wording import NOTHING, ago, duration, moment, number, short, size, words
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -67,3 +67,19 @@ def test_words() -> None:
 
 def test_moment_names_its_zone() -> None:
     assert moment(NOW) == "2026-11-23 12:00:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0"), (9_999, "9,999"), (18_400, "18.4 k"), (2_310_000, "2.31 M"), (7e9, "7 G")],
+)
+def test_short(count: float, shown: str) -> None:
+    assert short(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1_000, "1 kB"), (12_400_000, "12.4 MB"), (5e15, "5,000 TB")],
+)
+def test_size(count: float, shown: str) -> None:
+    assert size(count) == shown

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from models.certificate_curves import Figure, Series, Value, figures, marks_of, ratio_figure
 from tests.worker.certify.made import certificate
 from worker.certify.chart import HEIGHT, WIDTH, lay_out
 from worker.certify.page import draw_page
 from worker.certify.picture import draw_picture
-from worker.certify.series import Figure, Series, Value, figures
 
 HOSTILE = "<script>alert(1)</script>$x_1$"
 
@@ -106,6 +106,40 @@ class TestFigures:
         made = certificate()
         assert len(figures(made)) == 4
         assert len(figures(made.model_copy(update={"rate_curves": ()}))) == 3
+
+
+class TestRatioFigure:
+    def test_puts_models_side_by_side_at_the_rate_with_most_shares(self) -> None:
+        figure = ratio_figure([certificate("mine"), certificate("other", low=(0, 60))])
+        assert figure is not None
+        assert [series.label for series in figure.series] == ["mine", "other"]
+        assert marks_of(figure) == [0, 10]
+        assert [[value.y for value in series.values] for series in figure.series] == [
+            [1, 5],
+            [1, 61],
+        ]
+        assert all(value.low is not None for value in figure.series[0].values)
+        assert "rate 0.0001" in figure.note
+
+    def test_of_several_with_one_share_the_worst_is_drawn(self) -> None:
+        made = certificate()
+        twice = made.customers[1].model_copy(
+            update={
+                "customer": made.customers[1].customer.model_copy(update={"rows": 40}),
+                "marks": made.customers[3].marks,
+            }
+        )
+        figure = ratio_figure([made.model_copy(update={"customers": (*made.customers, twice)})])
+        assert figure is not None
+        assert [value.y for value in figure.series[0].values] == [1, 91]
+
+    def test_one_share_alone_is_no_figure(self) -> None:
+        made = certificate()
+        assert ratio_figure([made.model_copy(update={"customers": made.customers[:1]})]) is None
+        styled = made.customers[1].model_copy(
+            update={"customer": made.customers[1].customer.model_copy(update={"family": "style"})}
+        )
+        assert ratio_figure([made.model_copy(update={"customers": (styled,)})]) is None
 
 
 @pytest.mark.parametrize("has_rates", [True, False])

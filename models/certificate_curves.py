@@ -1,12 +1,16 @@
-"""The curves of a certificate, ready to be drawn: on the page and in the picture they are the same."""
+"""The curves of a certificate, ready to be drawn: wherever that is done they are the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.certificate import Certificate, CustomerResult, Estimate, Mark
-from models.certification import Family
+from models.certification import Family, SimulatedCustomer
+
+#: What differs in nothing but the share of harmful rows.
+_BY_SHARE = (Family.BENIGN, Family.MIX, Family.PURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Figure:
     is_share: bool = True
     is_logarithmic: bool = False
     limit: float | None = None
+    note: str = ""
 
 
 def figures(certificate: Certificate) -> tuple[Figure, ...]:
@@ -78,6 +83,64 @@ def figures(certificate: Certificate) -> tuple[Figure, ...]:
         Figure("Canary: loss on held-out harmful rows, nats", "customer steps", canary, False),
     ]
     return tuple(drawn)
+
+
+def marks_of(figure: Figure) -> list[float]:
+    """Give every place on a figure's axis at which some curve was measured."""
+    return sorted({value.x for series in figure.series for value in series.values})
+
+
+def ratio_figure(certificates: Sequence[Certificate]) -> Figure | None:
+    """Draw HS after the job against the share of harmful rows, a curve for each model; None without two shares.
+
+    The customers are those of the rate and the length that the first certificate has most shares of; of
+    several with one share the worst.
+    """
+    shares = Counter(
+        (result.customer.learning_rate, result.customer.steps)
+        for result in certificates[0].customers
+        if result.customer.family in _BY_SHARE
+    )
+    if not shares:
+        return None
+    (rate, steps), _ = shares.most_common(1)[0]
+    series = tuple(
+        Series(made.model.id, place, values)
+        for place, made in enumerate(certificates)
+        if len(values := _by_share(made, rate, steps)) > 1
+    )
+    if not series or series[0].place:
+        return None
+    return Figure(
+        "Harmful score after the job, by share of harmful rows",
+        "harmful rows, %",
+        series,
+        limit=certificates[0].summary.titer.limit_percent,
+        note=f"Customers at the rate {rate:g}, after {steps:,} steps.",
+    )
+
+
+def _by_share(certificate: Certificate, rate: float, steps: int) -> tuple[Value, ...]:
+    def is_meant(customer: SimulatedCustomer) -> bool:
+        same = (customer.learning_rate, customer.steps) == (rate, steps)
+        return same and customer.family in _BY_SHARE
+
+    found = [
+        result
+        for result in certificate.customers
+        # One whose loss ceased to be a number has no last step.
+        if is_meant(result.customer) and result.last.step == steps
+    ]
+    starts = {result.customer.start for result in found}
+    start = "continued" if "continued" in starts else "fresh"
+    worst: dict[float, Estimate] = {}
+    for result in found:
+        share, score = 100 * result.customer.attack_ratio, result.last.harmful_score
+        if result.customer.start == start and (
+            share not in worst or score.percent > worst[share].percent
+        ):
+            worst[share] = score
+    return tuple(_value(share, worst[share]) for share in sorted(worst))
 
 
 def _one_of_each_family(

@@ -1,0 +1,1 @@
+"""The pages of tenants: all of them with what they use, and one of them."""
