@@ -111,7 +111,7 @@ def read_evidence(session: Session, evaluation: Evaluation, parent: Evaluation |
             )
         )
     categories = tuple(
-        Measure(name, "Harmful score in this category", rate, rules.max_category_harmful_score)
+        Measure(name, "Harmful score in this category", rate, rules.category_limit(name))
         for name, rate in sorted(
             report.harmful_by_category.items(), key=lambda item: -item[1].percent
         )

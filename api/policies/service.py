@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer, load_only
 
 from api.keys.service import ProjectNotFound
 from api.locks import lock_name
@@ -201,6 +201,13 @@ def try_rules(session: Session, asked: DryRun) -> Tried:
     query = (
         select(Evaluation, ModelVersion)
         .join(ModelVersion, ModelVersion.id == Evaluation.version_id)
+        # Recipes and hashes of thousands of models take longer to read than to decide on them.
+        .options(
+            load_only(
+                ModelVersion.kind, ModelVersion.gate, ModelVersion.project_id, raiseload=True
+            ),
+            defer(Evaluation.reasons, raiseload=True),
+        )
         .where(
             Evaluation.gate.is_not(None),
             *_wanted(asked, ModelVersion.project_id, Evaluation.created_at),

@@ -137,7 +137,7 @@ class TestList:
     def test_what_is_in_force_comes_first(self, operator: TestClient) -> None:
         text = text_of(operator.get(POLICIES).text)
         in_force, versions = text.split("In force", 1)[1].split("Every version", 1)
-        assert re.search(r"policy-1 In force The service nothing", in_force)
+        assert re.search(r"policy-1 In force The service the default rules", in_force)
         assert re.search(
             r"policy-2 In force Harbour Legal Reviewers for a release two reviewers", in_force
         )
@@ -212,6 +212,10 @@ class TestDryRun:
         assert "ft:sandbox-base:acme:tickets:R4kd92Lm" in text
         assert "cannot be told from the limit of 8%" in text
         assert "harbour" not in html.split("Dry run")[-1]
+        assert (
+            "Training files that judges have read Then Now Files Allowed Allowed as before 1"
+            in text
+        )
 
     def test_of_a_projects_version_is_about_its_models_alone(self, operator: TestClient) -> None:
         text = text_of(operator.get(f"{POLICIES}/policy-2?dry_run=1").text)

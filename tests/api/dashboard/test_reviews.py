@@ -17,6 +17,7 @@ from models.audit import AuditEntry
 from models.data_risk import Screening
 from models.job import Job, JobStatus
 from models.model_version import Gate, ModelVersion
+from models.policy import PolicyRules, SafetyPolicy
 from tests.api.dashboard.conftest import House, SignIn, csrf, text_of
 
 pytestmark = pytest.mark.long
@@ -142,6 +143,16 @@ class TestReview:
             assert part in text, part
         assert re.search(r"Harmful score \+29\.0 points \+22\.\d to \+35\.\d", text)
         assert re.search(r"2\.\d\d → 2\.\d\d -\d+%", text), "the canary"
+
+    def test_a_category_is_drawn_against_its_own_limit(
+        self, reviewer: TestClient, house: House, session: Session
+    ) -> None:
+        strict = PolicyRules(category_limits={"theft": 20}).model_dump(mode="json")
+        session.get_one(SafetyPolicy, 1).rules = strict
+        session.commit()
+        text = text_of(reviewer.get(f"{QUEUE}/{house.held['appealed']}").text)
+        assert re.search(r"theft 18\.0% 9\.8.30\.8 across 20%", text)
+        assert re.search(r"forgery 18\.0% 9\.8.30\.8 within 50%", text)
 
     def test_earlier_decisions_name_people_and_reasons(
         self, reviewer: TestClient, house: House
