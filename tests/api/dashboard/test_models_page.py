@@ -311,6 +311,7 @@ class TestCertificate:
         assert "cannot be read" in html
         assert "40 steps" in text_of(html)
         assert "data-figure" not in html
+        assert re.search(r"sandbox-titer titer 80 steps .*? not drawn", text_of(html))
         assert "its file cannot be read" in staff.get(f"{MODELS}/sandbox-titer").text
 
     def test_customer_sees_the_summary_alone(self, acme: TestClient, certified: None) -> None:
