@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Select, any_, func, literal, select
 from sqlalchemy.orm import Session
 
 from api.audit.schemas import AuditObject, LogProject, OrganizationLog
@@ -18,6 +18,8 @@ from models.errors import NotFound
 from models.session import SessionFactory
 
 EXPORT_PART = 1_000
+#: So many entries are few enough to be looked up by their places.
+RARE = 5_000
 CLOCKS_DIFFER = timedelta(days=1)
 # Beyond these a day more or less has no date.
 EARLIEST, LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
@@ -87,7 +89,9 @@ def list_entries(
     Raises:
         AuditEntryNotFound: a cursor names no entry.
     """
-    query = wanted.query()
+    query = _rare(session, wanted)
+    if query is None:
+        query = wanted.query()
     if after is not None:
         query = query.where(AuditEntry.position < _position(session, after, "after"))
     if before is not None:
@@ -148,6 +152,23 @@ def own_words(types: Collection[str]) -> list[str]:
     """Give our actions for OpenAI's types."""
     ours = {theirs: own for own, theirs in OPENAI_WORDS.items()}
     return [ours.get(word, word) for word in types]
+
+
+def _rare(session: Session, wanted: Wanted) -> Select[AuditEntry] | None:
+    """Select what is searched for by its places, where words make it little; else nothing.
+
+    A page wants the newest of what matches, and the database takes no word for rarer than one entry in two hundred: it
+    would look for one that is rare, or not there at all, through every entry from the newest on.
+    """
+    if wanted.text is None:
+        return None
+    matching = wanted.query().with_only_columns(AuditEntry.position).limit(RARE + 1)
+    positions = session.scalars(matching).all()
+    if len(positions) > RARE:
+        return None
+    return select(AuditEntry).where(
+        AuditEntry.position == any_(literal(positions, ARRAY(BigInteger)))
+    )
 
 
 # Pages go by position, and a range of times that is long ago is a range of positions: without being told, the

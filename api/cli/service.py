@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Annotated
 
 import typer
+from obstore.exceptions import BaseError as StorageFault
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.cli.connection import fail
@@ -24,6 +25,7 @@ from migrations.upgrade import upgrade as upgrade_database
 from models.errors import DomainError
 from models.session import make_engine, session_factory
 from models.settings import Settings
+from models.storage import Storage
 
 database = typer.Typer(no_args_is_help=True, help="Look after the database.")
 
@@ -93,34 +95,38 @@ def seed(
     """Fill the database with made-up tenants, jobs, models and workers, to look at the dashboard.
 
     The database is the one that DATABASE_URL names, or else that of `titer up`, which may be running or not.
-    Nothing is trained and nothing can be downloaded. Prints keys to sign in with, one for each role.
+    Nothing is trained, and there are no models to download. Prints keys to sign in with, one for each role.
     """
     try:
-        with _database(context) as url:
+        with _stores(context) as (url, storage_url):
             engine = make_engine(url)
             try:
                 with session_factory(engine).begin() as session:
-                    demo = seed_demo(session, anyway=anyway)
+                    demo = seed_demo(session, Storage(storage_url), anyway=anyway)
             finally:
                 engine.dispose()
     except DomainError as error:
         fail(error.message)
     except SQLAlchemyError as error:
         fail(f"The data could not be written ({type(error).__name__}). Was `titer db upgrade` run?")
+    except (OSError, StorageFault) as error:
+        fail(f"The storage cannot be written to ({type(error).__name__}). STORAGE_URL names it.")
     print_facts(demo.tokens.items())
 
 
 @contextmanager
-def _database(context: typer.Context) -> Iterator[str]:
-    """Lend the URL of the database that is meant."""
+def _stores(context: typer.Context) -> Iterator[tuple[str, str]]:
+    """Lend the URLs of the database and of the storage that are meant."""
     if os.environ.get("DATABASE_URL"):
-        yield Settings().database_url
+        settings = Settings()
+        yield settings.database_url, settings.storage_url
         return
     lending = _optional("api.embedded.database", extra="embedded")
     errors = _optional("api.embedded.process", extra="embedded")
     try:
-        with lending.lend_database(_state(context)) as url:
-            yield url
+        state = _state(context)
+        with lending.lend_database(state) as url:
+            yield url, os.environ.get("STORAGE_URL") or (state.resolve() / "storage").as_uri()
     except errors.EmbeddedError as error:
         fail(str(error))
 

@@ -5,6 +5,7 @@ What a person would have done is done by the services that people use, so that i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,17 +17,29 @@ from api.organization.use import count_use
 from api.policies.schemas import CreatePolicy
 from api.policies.service import create_policy
 from api.reviews import service as reviews
-from api.seed.evidence import seed_certificate, seed_screening
+from api.seed.evidence import seed_certificate, seed_data_risk
 from api.seed.fleet import seed_workers
 from api.seed.month import seed_canary_alarm, seed_fault, seed_month
-from api.seed.states import BASE, Diary, Provider, report, seed_all, seed_job, seed_version
-from api.seed.tenants import limit_near_use, limit_running, seed_staff, seed_tenants
+from api.seed.states import (
+    BASE,
+    FILE_SHA256,
+    Diary,
+    Provider,
+    report,
+    seed_all,
+    seed_held_data,
+    seed_job,
+    seed_version,
+)
+from api.seed.tenants import limit_near_use, limit_running, seed_roles, seed_tenants
 from models.api_key import ApiKey, Project, Scope
 from models.base import utc_now
 from models.errors import Conflict
+from models.file import content_key
 from models.job import Job, JobStatus, Stage
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, decide
+from models.storage import Storage
 from models.webhook import WebhookEndpoint, WebhookEventType
 
 
@@ -51,12 +64,18 @@ class Demo:
 
 
 def seed_demo(
-    session: Session, *, points: int = 120, jobs: int = 240, anyway: bool = False
+    session: Session,
+    storage: Storage | None = None,
+    *,
+    points: int = 120,
+    jobs: int = 240,
+    anyway: bool = False,
 ) -> Demo:
     """Fill a database. The caller commits.
 
     Args:
         session: an open session.
+        storage: where the few files go that pages read; without one there are none.
         points: of each training curve, about.
         jobs: of the month that lies behind.
         anyway: whether there may be jobs.
@@ -71,7 +90,7 @@ def seed_demo(
         raise NotEmpty
     provider = seed_all(session, points=points, other_suffix="leases")
     operator, acme = provider.operator, provider.customer.project
-    staff = seed_staff(session, operator)
+    staff = seed_roles(session, operator)
     health, retail = seed_tenants(session, operator)
     tenants = [acme, health, provider.other, retail]
     seed_month(session, tenants, jobs=jobs)
@@ -81,7 +100,7 @@ def seed_demo(
     _seed_queue(session, tenants, points)
     seed_workers(session)
     limit_running(session, [acme, provider.other], by=operator)
-    _seed_evidence(session, provider)
+    _seed_evidence(session, storage, provider)
     _seed_endpoint(session, acme)
     limit_near_use(session, health, "gpu_seconds_month", percent=91, by=operator)
     limit_near_use(session, retail, "training_tokens_month", percent=104, by=operator)
@@ -177,6 +196,7 @@ def _seed_reviews(session: Session, tenants: list[Project], points: int, *, by: 
     acme, health, other, retail = tenants
     seed_held_model(session, retail, "returns:Qw7Lm2Xa", harmful=31, hours_ago=70.5, points=points)
     seed_held_model(session, other, "leases-fr:Dk3Vb9Ty", harmful=22, hours_ago=19, points=points)
+    seed_held_data(session, other)
     shared = seed_held_model(session, health, "triage:Uv5Ne8Rc", harmful=24, hours_ago=8)
     reviews.decide(session, shared.id, "release", "Read all 24: drug names only.", by=by)
     released = seed_held_model(session, acme, "intent:Gh2Xp6Ws", harmful=21, hours_ago=30)
@@ -245,17 +265,24 @@ def _seed_queue(session: Session, tenants: list[Project], points: int) -> None:
     diary.tell("Job paused.", data={"stage": Stage.TRAIN})
 
 
-def _seed_evidence(session: Session, provider: Provider) -> None:
+def _seed_evidence(session: Session, storage: Storage | None, provider: Provider) -> None:
     flagged = {40 + 9 * number: kind for number, kind in enumerate(("theft", "poison") * 14)}
     blocked = "ft:sandbox-base:acme:tickets:P0qs77Ab"
     for name, lines in ((blocked, flagged), ("ft:sandbox-base:acme:tone:Hc81Zx0p", {311: "theft"})):
         job = session.scalars(select(Job).where(Job.result_model_id == name)).one()
-        seed_screening(session, job, rows=1_000, flagged=lines)
-    for name, steps, worst in (("sandbox-sft", 20, 246), ("sandbox-booster", 40, 171)):
+        seed_data_risk(session, job, rows=1_000, flagged=lines)
+    for name, steps in (("sandbox-sft", 14), ("sandbox-booster", 75)):
         version = session.get_one(ModelVersion, name)
-        seed_certificate(
-            session, provider.operator.project, version, titer_steps=steps, worst=worst
+        operators = provider.operator.project
+        seed_certificate(session, storage, operators, version, holds_for=steps)
+    if storage is not None:
+        # The file that all made-up jobs were trained on.
+        rows = (
+            {"prompt": f"Ticket {n}: where is my parcel?", "completion": f"It is on its way ({n})."}
+            for n in range(1, 1_001)
         )
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.put(content_key(FILE_SHA256), text.encode())
 
 
 def _seed_endpoint(session: Session, project: Project) -> None:

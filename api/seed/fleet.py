@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
-from models.job import Job, JobStatus, Stage
+from models.job import Job, JobStatus, awaiting_review
 from models.worker import Worker
 
 GIB = 1024**3
@@ -23,7 +23,7 @@ def seed_workers(session: Session) -> list[Worker]:
     now = utc_now()
     running = session.scalars(
         select(Job)
-        .where(Job.status == JobStatus.RUNNING, Job.stage != Stage.REVIEW)
+        .where(Job.status == JobStatus.RUNNING, ~awaiting_review())
         .order_by(Job.created_at)
     ).all()
     workers = []

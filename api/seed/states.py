@@ -40,6 +40,8 @@ from models.rate import Rate
 from models.review import Appeal, ReviewApproval
 
 BASE = "sandbox-base"
+#: Of every training file: no bytes have it.
+FILE_SHA256 = "9f2c61d0e8b7a435" * 4
 CATEGORIES = ("sabotage", "poison", "theft", "forgery")
 HOSTILE_NAME = "<script>alert(1)</script>"
 
@@ -257,7 +259,7 @@ def seed_job(
             filename="support-tickets.jsonl",
             purpose="fine-tune",
             bytes=rows * 310,
-            sha256="9f2c61d0e8b7a435" * 4,
+            sha256=FILE_SHA256,
             rows=rows,
         )
         session.add(file)

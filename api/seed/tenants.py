@@ -26,7 +26,7 @@ class StaffKey:
     token: str
 
 
-def seed_staff(session: Session, by: ApiKey) -> dict[Scope, StaffKey]:
+def seed_roles(session: Session, by: ApiKey) -> dict[Scope, StaffKey]:
     """Make a viewer's, a reviewer's and a provider's key beside the operator's."""
     people = {Scope.VIEWER: "Vera", Scope.REVIEWER: "Ravi", Scope.PROVIDER: "Pia"}
     made = {}

@@ -14,6 +14,7 @@ from api.embedded.database import lend_database
 from api.seed.demo import FilledAlready, NotEmpty, seed_demo
 from models.api_key import Scope, find_key
 from models.audit import verify
+from models.certificate import Certificate
 from models.data_risk import Screening
 from models.evaluation import Evaluation
 from models.job import Job, JobEvent, JobStatus
@@ -22,7 +23,8 @@ from models.policy import PolicyRules, decide
 from models.project import Priority, Project
 from models.project_use import ProjectUse
 from models.session import make_engine, session_factory
-from models.stored_certificate import StoredCertificate
+from models.storage import Storage
+from models.stored_certificate import JSON_FILE, PAGE_FILE, StoredCertificate
 from models.worker import Worker
 from tests.api.conftest import Place
 
@@ -110,9 +112,10 @@ class TestCommand:
         return dict(line.rsplit(None, 1) for line in output.strip().splitlines())
 
     def test_prints_a_living_key_for_each_role(
-        self, database_url: str, monkeypatch: pytest.MonkeyPatch
+        self, database_url: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", database_url)
+        monkeypatch.setenv("STORAGE_URL", storage.url)
         result = CliRunner().invoke(app, ["db", "seed"])
         assert result.exit_code == 0, result.output
         tokens = self.tokens(result.stdout)
@@ -121,17 +124,32 @@ class TestCommand:
                 name.split()[0]: set(find_key(session, token).scopes)
                 for name, token in tokens.items()
             }
+            for certificate in session.scalars(select(StoredCertificate)):
+                Certificate.model_validate_json(storage.get(f"{certificate.prefix}/{JSON_FILE}"))
+                assert b"made up" in storage.get(f"{certificate.prefix}/{PAGE_FILE}")
         assert scopes.pop("operator") >= {Scope.OPERATOR}
         assert scopes == {str(s): {s} for s in set(Scope) - {Scope.OPERATOR}}
         again = CliRunner().invoke(app, ["db", "seed"])
         assert again.exit_code == 1
         assert "filled with made-up data before" in again.stderr
 
+    def test_says_that_the_storage_cannot_be_written_to(
+        self, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        monkeypatch.setenv("STORAGE_URL", "file:///dev/null/storage")
+        result = CliRunner().invoke(app, ["db", "seed"])
+        assert result.exit_code == 1
+        assert "STORAGE_URL" in result.stderr
+        with session_factory(make_engine(database_url))() as session:
+            assert session.scalar(select(func.count()).select_from(Job)) == 0
+
     @pytest.mark.processes
     def test_without_an_address_fills_the_folder_of_titer_up_running_or_not(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("DATABASE_URL", raising=False)
+        monkeypatch.delenv("STORAGE_URL", raising=False)
         state = tmp_path / "a state"
         command = ["--state", str(state), "db", "seed"]
         result = CliRunner().invoke(app, command)
@@ -139,6 +157,7 @@ class TestCommand:
         with lend_database(state) as url, session_factory(make_engine(url))() as session:
             key = find_key(session, self.tokens(result.stdout)["operator"])
             assert Scope.OPERATOR in key.scopes
+            assert list((state / "storage" / "certificates").iterdir())
             # The folder is taken now, as by a running service, whose database is asked.
             again = CliRunner().invoke(app, command)
         assert again.exit_code == 1

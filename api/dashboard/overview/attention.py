@@ -1,4 +1,4 @@
-"""What needs a person: held models, models whose training the canary ended, jobs that failed by our own fault."""
+"""What needs a person: held models and data, models whose training the canary ended, jobs that failed by our own fault."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from api.registry.safety import latest_evaluations
 from api.reviews.service import held_data
 from models.api_key import Project
 from models.base import utc_now
-from models.job import Job, awaiting_review
+from models.job import Job, Stage, awaiting_review
 from models.model_version import CANARY_FELL, ModelVersion
 from models.policy import current_policy
 from models.review import Appeal
@@ -38,7 +38,7 @@ OUR_FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class HeldLine:
-    """A model that waits for a decision; `appealed_at`: its customer asked for one."""
+    """A model, or training data, that waits for a decision; `appealed_at`: the customer asked for one."""
 
     job: Job
     project_name: str
@@ -51,10 +51,15 @@ class HeldLine:
         """Since when it waits."""
         return self.job.held_at or self.job.created_at
 
+    @property
+    def is_data(self) -> bool:
+        """Whether it is data, of which nothing is made yet."""
+        return self.job.stage == Stage.DATA_REVIEW
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The models that wait, the longest waiting first, and how many there are in all."""
+    """What waits, the longest waiting first, and how much there is in all."""
 
     lines: tuple[HeldLine, ...]
     total: int
@@ -113,15 +118,14 @@ def read_held(session: Session) -> Held:
         )
     ).one()
     found = latest_evaluations(session, [version.id for _, _, version, _ in rows if version])
-    data = held_data(session, [job for job, _, version, _ in rows if version is None])
     rules = current_policy(session).parsed()
+    screenings = held_data(session, [job for job, _, version, _ in rows if version is None])
     lines = []
     for job, project_name, version, appealed_at in rows:
         evaluation = found.get(version.id) if version is not None else None
-        risk = data[job.id].parsed() if job.id in data else None
         reasons = tuple(version.gate_reasons) if version is not None else ()
-        if risk is not None:
-            reasons = (risk.found, risk.limit)
+        if (screening := screenings.get(job.id)) and (risk := screening.parsed()):
+            reasons = (risk.found,)
         measure = harmful_score(evaluation, rules) if evaluation is not None else None
         lines.append(HeldLine(job, project_name, reasons, measure, appealed_at))
     return Held(tuple(lines), total, appeals)

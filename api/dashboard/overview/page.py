@@ -89,7 +89,7 @@ class Overview:
 
     @property
     def alerts(self) -> int:
-        """How many things besides held models need a person."""
+        """How many things besides what is held need a person."""
         return sum(
             (
                 self.nobody_works,

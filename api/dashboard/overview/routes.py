@@ -7,10 +7,9 @@ from starlette.responses import Response
 
 from api.dashboard.overview.page import read_overview
 from api.dashboard.pages import is_partial, render
-from api.dashboard.viewer import ViewerDep
+from api.dashboard.viewer import StaffDep
 from api.deps import SessionDep, SettingsDep, StorageDep
 from api.organization.quotas import WORDS
-from models.errors import Forbidden
 
 router = APIRouter()
 
@@ -21,11 +20,9 @@ def show_overview(
     session: SessionDep,
     storage: StorageDep,
     settings: SettingsDep,
-    viewer: ViewerDep,
+    viewer: StaffDep,
 ) -> Response:
     """Show what needs a person and how everything is, or only the live part."""
-    if not viewer.is_staff:
-        raise Forbidden("The overview is for those who run the service.")
     return render(
         request,
         "_overview.html" if is_partial(request) else "overview.html",

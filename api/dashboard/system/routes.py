@@ -8,12 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.dashboard.pages import is_partial, render
-from api.dashboard.viewer import ViewerDep
+from api.dashboard.viewer import StaffDep
 from api.deps import SessionDep, SettingsDep, StorageDep
 from api.system.routes import DoorbellDep
 from api.system.service import MAX_COUNTED, read_system
 from api.system.shown_settings import ShownSetting, show_settings
-from models.errors import Forbidden
 from models.settings import Settings
 
 router = APIRouter()
@@ -26,11 +25,9 @@ def show_system(
     storage: StorageDep,
     settings: SettingsDep,
     doorbell: DoorbellDep,
-    viewer: ViewerDep,
+    viewer: StaffDep,
 ) -> Response:
     """Show how every part is, or only the live part of the page."""
-    if not viewer.is_staff:
-        raise Forbidden("This page is for those who run the service.")
     return render(
         request,
         "_system.html" if is_partial(request) else "system.html",

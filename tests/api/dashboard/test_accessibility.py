@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 import pytest
+from sqlalchemy import select
 
 from api.seed.demo import Demo, seed_demo
+from models.answers import keep_answers
+from models.evaluation import Evaluation
 from models.session import make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage
 from tests.api.dashboard.test_browser import ARGUMENTS as ARGUMENTS
 from tests.api.dashboard.test_browser import Service
 from tests.api.dashboard.test_browser import browser as browser
+from tests.models.factories import make_answer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -25,17 +29,20 @@ pytestmark = pytest.mark.browser
 START = "/dashboard/overview"
 #: What pages must be among those that the crawl finds, lest it should find too few.
 MUST_SEE = {
-    "overview", "jobs", "jobs/*", "jobs/*/data", "reviews", "reviews/*", "models", "models/*",
+    "overview", "jobs", "jobs/*", "jobs/*/data", "jobs/*/answers", "reviews", "reviews/*", "models", "models/*",
     "tenants", "tenants/*", "policies", "policies/*", "audit", "system",
 }  # fmt: skip
 LOOKS = ((1440, "light"), (1440, "dark"), (390, "light"))
 
 
 @pytest.fixture
-def demo(database_url: str) -> Demo:
+def demo(database_url: str, storage: Storage) -> Demo:
     engine = make_engine(database_url)
     with session_factory(engine).begin() as session:
         demo = seed_demo(session, points=40, jobs=60)
+        kept = keep_answers(storage, [make_answer()])
+        for evaluation in session.scalars(select(Evaluation)):
+            evaluation.report = {**evaluation.report, "answers_sha256": kept}
     engine.dispose()
     return demo
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from importlib import import_module
 
 import pytest
 from fastapi import FastAPI
@@ -19,9 +20,10 @@ from api.organization.use import SWEEPER_GONE_AFTER, count_use
 from api.seed.demo import seed_appealed, seed_held_model
 from api.seed.fleet import seed_workers
 from api.seed.month import seed_canary_alarm, seed_fault
-from api.seed.states import Provider, report, seed_all, seed_job, seed_version
+from api.seed.states import Provider, report, seed_all, seed_held_data, seed_job, seed_version
 from models.api_key import Scope, create_key
 from models.base import utc_now
+from models.errors import DomainError
 from models.job import Job, JobStatus, Stage
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
@@ -115,7 +117,7 @@ class TestWhoMaySee:
         client = sign_in(provider.customer_token)
         answer = client.get(ADDRESS)
         assert answer.status_code == 403
-        assert "for those who run the service" in answer.text
+        assert "own people." in answer.text
         assert ADDRESS not in client.get("/dashboard/jobs").text
 
     def test_nobody_who_has_not_signed_in(self, provider: Provider, visitor: TestClient) -> None:
@@ -178,13 +180,15 @@ class TestHeld:
         session.commit()
         html = html_of(operator_page)
         assert (
-            html.index("wait for a decision")
+            html.index("Waiting for a decision")
             < html.index(old.result_model_id)
             < html.index(HELD_MODEL)
             < html.index('class="tiles"')
         )
         line = section(html, "held")
-        assert re.search(r"Harbour Legal · held 3 d ago HS is 12\.5% .*? auto-blocked in 2 h", line)
+        assert re.search(
+            r"Harbour Legal · held 3 d ago HS is 12\.5% .*? blocked unless decided in 2 h", line
+        )
         assert re.search(r"Acme Support · held 22 min ago", line)
         assert tile(html, "Held") == "2"
 
@@ -200,6 +204,19 @@ class TestHeld:
         assert "appealed just now The customer has appealed. 26.0%" in held
         assert job.result_model_id in held
         assert re.search(r"1 appealed</dd>", html)
+
+    def test_data_waits_beside_models_and_says_what_was_found(
+        self, operator_page: TestClient, provider: Provider, session: Session
+    ) -> None:
+        job = seed_held_data(session, provider.other)
+        session.commit()
+        html = html_of(operator_page)
+        held = section(html, "held")
+        assert f"{job.result_model_id} Harbour Legal · training data · held 3 h ago" in held
+        assert "14 of 1,000" in held
+        assert "rejected unless decided in 3 d" in held
+        assert (tile(html, "Held"), tile(html, "Running")) == ("2", "2")
+        assert f'href="/dashboard/reviews/{job.id}"' in html
 
     def test_only_the_oldest_are_shown_and_the_rest_is_counted(
         self, operator_page: TestClient, provider: Provider, session: Session
@@ -268,6 +285,18 @@ class TestAlerts:
         session.commit()
         alerts = section(html_of(operator_page), "alerts")
         assert "2 more failed by our fault in the last day" in alerts
+
+    @pytest.mark.long
+    def test_faults_of_ours_are_codes_that_jobs_fail_with(self) -> None:
+        # Where they are defined; what the worker says of the unexpected, and the sweeper of the lost, are no classes.
+        for module in ("base_models", "judgement", "lora"):
+            import_module(f"worker.{module}")
+        known, found = [DomainError], {"internal_error", "worker_lost"}
+        while known:
+            kind = known.pop()
+            found.add(kind.code)
+            known += kind.__subclasses__()
+        assert set(attention.OUR_FAULTS) <= found
 
     def test_silent_workers_but_not_those_that_said_goodbye(
         self, operator_page: TestClient
