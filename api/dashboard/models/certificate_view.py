@@ -67,10 +67,10 @@ def read_certificate_view(
     if stored is None:
         return None
     certificate = _read(storage, stored)
-    if certificate is None:
-        return CertificateView(stored, stored.parsed(), None, (), (), ())
     peers, compared = _peers(session, storage, version, certificate)
-    ratios = ratio_figure(compared)
+    if certificate is None:
+        return CertificateView(stored, stored.parsed(), None, peers, (), ())
+    ratios = ratio_figure([certificate, *compared])
     return CertificateView(
         stored=stored,
         summary=stored.parsed(),
@@ -82,18 +82,21 @@ def read_certificate_view(
 
 
 def _peers(
-    session: Session, storage: Storage, version: ModelVersion, own: Certificate
+    session: Session, storage: Storage, version: ModelVersion, own: Certificate | None
 ) -> tuple[tuple[Peer, ...], list[Certificate]]:
     versions = _aligned_on_the_same_base(session, version)
     stored = latest_certificates(session, [peer.id for peer in versions])
     newest = sorted(stored.values(), key=lambda found: found.created_at, reverse=True)
     by_id = {peer.id: peer for peer in versions}
-    peers, compared = [], [own]
+    peers: list[Peer] = []
+    compared: list[Certificate] = []
     for found in newest[:MAX_NAMED]:
         why = "too many to draw"
-        if found.plan_hash != own.plan_hash:
+        if own is None:
+            why = "not drawn"
+        elif found.plan_hash != own.plan_hash:
             why = "another plan"
-        elif len(compared) < MAX_COMPARED:
+        elif len(compared) < MAX_COMPARED - 1:
             certificate = _read(storage, found)
             why = _why_apart(own, certificate)
             if certificate is not None and not why:

@@ -22,7 +22,7 @@ from models.storage import Storage
 from tests.api.adapters import store
 from tests.api.certificates import supply
 from tests.api.conftest import Place, Tenant, make_tenant
-from tests.api.dashboard.conftest import SignIn, csrf
+from tests.api.dashboard.conftest import SignIn, csrf, text_of
 from tests.api.dashboard.seed_models import seed_certificate, seed_certified, seed_tuned
 
 # Each test has a full database of its own.
@@ -52,10 +52,6 @@ def acme(full: None, app: object, place: Place, session: Session, sign_in: SignI
     token = place.key(project, Scope.CUSTOMER)
     session.commit()
     return sign_in(token)
-
-
-def text_of(html: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
 def rows_of(html: str) -> list[str]:
@@ -315,6 +311,7 @@ class TestCertificate:
         assert "cannot be read" in html
         assert "40 steps" in text_of(html)
         assert "data-figure" not in html
+        assert re.search(r"sandbox-titer titer 80 steps .*? not drawn", text_of(html))
         assert "its file cannot be read" in staff.get(f"{MODELS}/sandbox-titer").text
 
     def test_customer_sees_the_summary_alone(self, acme: TestClient, certified: None) -> None:

@@ -27,7 +27,7 @@ from models.rate import Rate
 from models.risk import RiskStep, TunedModel
 from models.webhook import WebhookEndpoint, WebhookEventType
 from tests.api.conftest import Place, Tenant, make_tenant
-from tests.api.dashboard.conftest import SignIn, csrf
+from tests.api.dashboard.conftest import SignIn, csrf, text_of
 
 TENANTS = "/dashboard/tenants"
 
@@ -36,10 +36,6 @@ TENANTS = "/dashboard/tenants"
 def page(operator: Tenant, sign_in: SignIn) -> TestClient:
     """An operator's browser."""
     return sign_in(operator.token)
-
-
-def text_of(html: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
 def names(html: str) -> list[str]:
