@@ -11,8 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import func, select, true
 from sqlalchemy.orm import Session
 
 from models.job import REVIEWS, Job, JobEvent, JobStatus, Stage
@@ -70,13 +69,18 @@ class TimelineStep:
 
 def latest_progress(session: Session, job_ids: Sequence[str]) -> dict[str, Progress]:
     """Give the newest progress of each job, in one query."""
+    # From the end of each log: a running job's may be long.
     newest = (
-        select(JobEvent)
-        .ext(distinct_on(JobEvent.job_id))
-        .where(JobEvent.job_id.in_(job_ids), JobEvent.type.in_(MEASURED))
-        .order_by(JobEvent.job_id, JobEvent.sequence.desc())
+        select(JobEvent.data)
+        .where(JobEvent.job_id == Job.id, JobEvent.type.in_(MEASURED))
+        .order_by(JobEvent.sequence.desc())
+        .limit(1)
+        .lateral()
     )
-    found = ((event.job_id, Progress.of(event.data or {})) for event in session.scalars(newest))
+    rows = session.execute(
+        select(Job.id, newest.c.data).join(newest, true()).where(Job.id.in_(job_ids))
+    )
+    found = ((job_id, Progress.of(data or {})) for job_id, data in rows)
     return {job_id: progress for job_id, progress in found if progress is not None}
 
 

@@ -39,7 +39,7 @@ LOOKS = ((1440, "light"), (1440, "dark"), (390, "light"))
 def demo(database_url: str, storage: Storage) -> Demo:
     engine = make_engine(database_url)
     with session_factory(engine).begin() as session:
-        demo = seed_demo(session, points=40, jobs=60)
+        demo = seed_demo(session, storage, points=40, jobs=60)
         kept = keep_answers(storage, [make_answer()])
         for evaluation in session.scalars(select(Evaluation)):
             evaluation.report = {**evaluation.report, "answers_sha256": kept}

@@ -17,7 +17,7 @@ def test_operator_is_told_how_to_start(newcomer: Provider, sign_in: SignIn) -> N
 def test_customer_is_told_its_own_way(newcomer: Provider, sign_in: SignIn) -> None:
     client = sign_in(newcomer.customer_token)
     assert "titer jobs create" in client.get("/dashboard/jobs").text
-    assert "has not registered a base" in client.get("/dashboard/models").text
+    assert "has not released an aligned model" in client.get("/dashboard/models").text
 
 
 def test_empty_list_is_live(newcomer: Provider, sign_in: SignIn) -> None:
