@@ -31,7 +31,7 @@ from api.seed.states import (
     seed_job,
     seed_version,
 )
-from api.seed.tenants import limit_near_use, limit_running, seed_roles, seed_tenants
+from api.seed.tenants import limit_near_use, limit_running, remember_risks, seed_roles, seed_tenants
 from models.api_key import ApiKey, Project, Scope
 from models.base import utc_now
 from models.errors import Conflict
@@ -104,6 +104,8 @@ def seed_demo(
     _seed_endpoint(session, acme)
     limit_near_use(session, health, "gpu_seconds_month", percent=91, by=operator)
     limit_near_use(session, retail, "training_tokens_month", percent=104, by=operator)
+    for tenant in tenants:
+        remember_risks(session, tenant)
     count_use(session)
     return Demo(
         provider=provider,

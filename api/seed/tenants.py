@@ -13,7 +13,9 @@ from api.organization.schemas import CreateProject, QuotaLimits, UpdateProject
 from api.organization.service import create_project, update_project
 from models.api_key import ApiKey, Project, Scope
 from models.base import utc_now
+from models.evaluation import latest_evaluation
 from models.project import Priority
+from models.risk import Ancestor, TunedModel, add_up, risk_history
 
 GIB = 1024**3
 
@@ -78,3 +80,20 @@ def limit_near_use(
     used = MEASURES[quota].of(session, project.id)
     quotas = QuotaLimits.model_validate({quota: max(1, round(100 * used / percent))})
     update_project(session, project.id, UpdateProject(quotas=quotas), by=by)
+
+
+def remember_risks(session: Session, project: Project) -> None:
+    """Write beside each decision on the project's models the risk that the gate would have made it with."""
+    told: list[TunedModel] = []
+    aligned: dict[str, Ancestor] = {}
+    for step in reversed(risk_history(session, project.id, at_most=500)):
+        parent = step.model.parent_id
+        if parent is not None and parent not in aligned:
+            measured = latest_evaluation(session, parent)
+            percent = measured.harmful_score_percent if measured else 0.0
+            aligned[parent] = Ancestor(None, False, percent)
+        told.append(step.model)
+        decision = latest_evaluation(session, step.model.version_id)
+        if decision is not None:
+            decision.tenant_risk = add_up(told, aligned).score
+    session.flush()

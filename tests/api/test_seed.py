@@ -22,6 +22,7 @@ from models.model_version import CANARY_FELL, Gate, ModelVersion
 from models.policy import PolicyRules, decide
 from models.project import Priority, Project
 from models.project_use import ProjectUse
+from models.risk import last_risks, risk_history
 from models.session import make_engine, session_factory
 from models.storage import Storage
 from models.stored_certificate import JSON_FILE, PAGE_FILE, StoredCertificate
@@ -44,6 +45,13 @@ class TestDemo:
         for table in (Worker, Screening, StoredCertificate, ProjectUse):
             assert filled.scalar(select(func.count()).select_from(table)), table
         assert filled.scalar(select(func.count()).select_from(ModelVersion).where(CANARY_FELL))
+
+    def test_risks_stand_beside_decisions_and_rise(self, filled: Session) -> None:
+        acme = filled.scalars(select(Project).where(Project.name == "Acme Support")).one()
+        risks = [step.risk for step in reversed(risk_history(filled, acme.id, at_most=500))]
+        assert None not in risks
+        assert risks == sorted(risks)  # type: ignore[type-var]
+        assert last_risks(filled, [acme.id])[acme.id] == risks[-1]
 
     def test_reads_back_into_its_types(self, filled: Session) -> None:
         for evaluation in filled.scalars(select(Evaluation)):

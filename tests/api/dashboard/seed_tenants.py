@@ -9,13 +9,11 @@ from sqlalchemy.orm import Session
 
 from api.organization.use import count_use
 from api.seed.states import Provider, seed_job
+from api.seed.tenants import remember_risks
 from models.api_key import Project, Scope, create_key
 from models.base import utc_now
-from models.evaluation import latest_evaluation
 from models.job import JobStatus, Stage
-from models.model_version import ModelVersion
 from models.project import Organization, Priority
-from models.risk import TunedModel, add_up, risk_history
 from models.webhook import WebhookEndpoint, WebhookEventType
 
 NAMES = (
@@ -73,18 +71,6 @@ def seed_tenants(session: Session, provider: Provider, *, months: int = 8) -> No
     remember_risks(session, acme)
     remember_risks(session, provider.other)
     count_use(session)
-
-
-def remember_risks(session: Session, project: Project) -> None:
-    """Write beside each evaluation the risk that it was decided with."""
-    told: list[TunedModel] = []
-    for step in reversed(risk_history(session, project.id, at_most=60)):
-        told.append(step.model)
-        row = latest_evaluation(session, step.model.version_id)
-        assert row is not None
-        row.created_at = session.get_one(ModelVersion, step.model.version_id).created_at
-        row.tenant_risk = add_up(told, {}).score
-    session.flush()
 
 
 def _add_past(session: Session, project: Project, months: int) -> None:
