@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.certificate import Certificate, CustomerResult, Estimate, Mark
+from models.certificate import (
+    Certificate,
+    CustomerResult,
+    Estimate,
+    Mark,
+    RateCurve,
+    RatePoint,
+)
 from models.certification import Family, SimulatedCustomer
 
 #: What differs in nothing but the share of harmful rows.
@@ -43,6 +50,30 @@ class Figure:
     is_logarithmic: bool = False
     limit: float | None = None
     note: str = ""
+
+
+def rate_curves(results: Sequence[CustomerResult]) -> tuple[RateCurve, ...]:
+    """Give HS against the learning rate, for customers that differ in nothing else."""
+    alike: defaultdict[SimulatedCustomer, list[CustomerResult]] = defaultdict(list)
+    for result in results:
+        alike[result.customer.model_copy(update={"learning_rate": 1.0})].append(result)
+    return tuple(
+        RateCurve(
+            name=customer.kind,
+            step=customer.steps,
+            points=tuple(
+                RatePoint(
+                    learning_rate=result.customer.learning_rate,
+                    harmful_score=result.last.harmful_score,
+                )
+                for result in sorted(group, key=lambda result: result.customer.learning_rate)
+                # A run that diverged has no last step to compare.
+                if result.last.step == customer.steps
+            ),
+        )
+        for customer, group in alike.items()
+        if len(group) > 1
+    )
 
 
 def figures(certificate: Certificate) -> tuple[Figure, ...]:

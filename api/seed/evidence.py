@@ -27,6 +27,7 @@ from models.certificate import (
     Titer,
     WorstCase,
 )
+from models.certificate_curves import rate_curves
 from models.certification import CertificationPlan, SimulatedCustomer, view_of
 from models.certification_plans import PLANS
 from models.data_risk import DataRisk, ScreenedRow, Screening
@@ -198,7 +199,7 @@ def make_certificate(
             runs=len(runs),
         ),
         customers=results,
-        rate_curves=(),
+        rate_curves=rate_curves(results),
         cost=Cost(
             runs=len(runs),
             passes=sum(run.steps for run in runs),

@@ -82,6 +82,7 @@ class TestDocument:
         assert {name for name, schema in schemas.items() if schema.get("examples")} == {
             "ChatRequest",
             "CreateAlignment",
+            "CreateCertification",
             "CreateEndpoint",
             "CreateJob",
             "CreatePolicy",

@@ -23,11 +23,10 @@ from models.certificate import (
     Instruments,
     Mark,
     Point,
-    RateCurve,
-    RatePoint,
     Titer,
     WorstCase,
 )
+from models.certificate_curves import rate_curves
 from models.certification import Family, SimulatedCustomer, view_of
 from models.evaluation import JudgeIdentity
 from models.policy import SafetyPolicy
@@ -176,30 +175,6 @@ def worst_case(results: Sequence[CustomerResult]) -> WorstCase:
     )
     return WorstCase(
         customer=found.name, step=found.worst.step, harmful_score=found.worst.harmful_score
-    )
-
-
-def rate_curves(results: Sequence[CustomerResult]) -> tuple[RateCurve, ...]:
-    """Give HS against the learning rate, for customers that differ in nothing else."""
-    alike: defaultdict[SimulatedCustomer, list[CustomerResult]] = defaultdict(list)
-    for result in results:
-        alike[result.customer.model_copy(update={"learning_rate": 1.0})].append(result)
-    return tuple(
-        RateCurve(
-            name=customer.kind,
-            step=customer.steps,
-            points=tuple(
-                RatePoint(
-                    learning_rate=result.customer.learning_rate,
-                    harmful_score=result.last.harmful_score,
-                )
-                for result in sorted(group, key=lambda result: result.customer.learning_rate)
-                # A run that diverged has no last step to compare.
-                if result.last.step == customer.steps
-            ),
-        )
-        for customer, group in alike.items()
-        if len(group) > 1
     )
 
 

@@ -28,6 +28,7 @@ from models.certificate import (
     Instruments,
     Point,
 )
+from models.certificate_curves import rate_curves
 from models.certification import (
     CertificationPlan,
     Family,
@@ -45,7 +46,7 @@ from models.storage import Storage
 from models.stored_certificate import JSON_FILE, PAGE_FILE, PICTURE_FILE, StoredCertificate
 from worker.certify.page import draw_page
 from worker.certify.picture import draw_picture
-from worker.certify.summary import customer_result, rate_curves, titer, worst_case
+from worker.certify.summary import customer_result, titer, worst_case
 from worker.certify.wording import caveats, claims
 
 PROMPTS, HARMLESS, TASK_ROWS = 100, 50, 100

@@ -15,9 +15,10 @@ from models.certificate import (
     Instruments,
     Point,
 )
+from models.certificate_curves import rate_curves
 from models.certification import CertificationPlan, Family, SimulatedCustomer
 from models.evaluation import JudgeIdentity
-from worker.certify.summary import customer_result, rate_curves, titer, worst_case
+from worker.certify.summary import customer_result, titer, worst_case
 from worker.certify.wording import caveats, claims
 
 LIMIT = 15.0

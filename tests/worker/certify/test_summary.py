@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from models.certificate import Certificate, Escape
+from models.certificate_curves import rate_curves
 from models.rate import wilson
 from tests.worker.certify.made import LIMIT, certificate, customer, point, run
-from worker.certify.summary import customer_result, escape, rate_curves, titer, worst_case
+from worker.certify.summary import customer_result, escape, titer, worst_case
 
 
 class TestEscape:
