@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
@@ -71,7 +72,9 @@ def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     dashboard.exception_handler(DomainError)(_show_domain_error)
     dashboard.exception_handler(RequestValidationError)(_show_invalid_request)
     dashboard.exception_handler(HTTPException)(_show_http_error)
-    dashboard.exception_handler(OperationalError)(_show_outage)
+    dashboard.exception_handler(DataError)(_show_unstorable)
+    for outage in (OperationalError, InterfaceError, PoolTimeout):
+        dashboard.exception_handler(outage)(_show_outage)
     dashboard.exception_handler(Exception)(_show_defect)
     dashboard.add_middleware(
         SessionMiddleware,
@@ -138,7 +141,12 @@ def _show_http_error(request: Request, error: HTTPException) -> Response:
     return render_error(request, error.status_code, message)
 
 
-def _show_outage(request: Request, _: OperationalError) -> Response:
+def _show_unstorable(request: Request, _: DataError) -> Response:
+    # Nearly always a NUL character, which PostgreSQL's text cannot hold.
+    return render_error(request, 400, "The request has a character that no name here can have.")
+
+
+def _show_outage(request: Request, _: SQLAlchemyError) -> Response:
     return render_error(request, 503, "The database does not answer at the moment. Try again.")
 
 

@@ -25,10 +25,7 @@ from models.model_version import Gate
 
 router = APIRouter()
 Word = TypeVar("Word", JobStatus, Gate, JobKind)
-# PostgreSQL's texts cannot hold a NUL.
-Text = Annotated[
-    str, StringConstraints(strip_whitespace=True, max_length=256, pattern=r"^[^\x00]*$")
-]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=256)]
 
 ReasonField = Annotated[str, Form(min_length=1, max_length=1000)]
 
