@@ -171,7 +171,6 @@ STUDIES: dict[str, Study] = {
                 for ratio in (0.0, 1.0)
             },
             steps=(32, 160),
-            seeds=(10, 11, 12),
         ),
         Study(
             "lambda-alpha",
@@ -196,7 +195,6 @@ STUDIES: dict[str, Study] = {
                 for rows in (200, 400, 800, 1600)
             },
             steps=(80, 20, 40, 160),
-            seeds=(10, 11, 12),
         ),
         Study(
             "instructions",
