@@ -39,7 +39,7 @@ from api.policies.routes import router as policies
 from api.queue import Doorbell
 from api.rate_limits import RateLimiter
 from api.registry.routes import router as registry
-from api.request_log import RequestLog
+from api.request_log import NO_TELEMETRY, RequestLog
 from api.reviews.routes import router as reviews
 from api.safety.routes import router as safety
 from api.system.routes import router as system
@@ -86,8 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # FastAPI's own would tell whole addresses and the texts of errors; ours is `models.tracing`.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        telemetry=NO_TELEMETRY,
     )
     app.state.settings = settings
     app.state.sessions = session_factory(engine)

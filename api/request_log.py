@@ -12,6 +12,7 @@ import secrets
 import time
 
 import structlog
+from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -26,6 +27,13 @@ log = structlog.get_logger(__name__)
 _KEY_ID = "key_id"
 #: Asked every few seconds by machines: neither traced nor, at the usual level, logged.
 UNREMARKABLE = frozenset({"/healthz", "/metrics"})
+#: FastAPI's own would tell whole addresses and the texts of errors; ours is `models.tracing`.
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
 
 
 def note_key(request: Request, key_id: str) -> None:

@@ -29,6 +29,7 @@ from api.dashboard.reviews import routes as reviews
 from api.dashboard.system import routes as system
 from api.dashboard.tenants import routes as tenants
 from api.dashboard.viewer import SignInRequired
+from api.request_log import NO_TELEMETRY
 from models.errors import DomainError
 from models.settings import Settings
 
@@ -53,7 +54,7 @@ SECURITY_HEADERS = {
 
 def mount_dashboard(app: FastAPI, settings: Settings) -> None:
     """Mount the dashboard at `/dashboard`; it shares the API's `state` (sessions, doorbell)."""
-    dashboard = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    dashboard = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY)
     dashboard.state = app.state
     app.state.openid = OpenId(settings) if settings.oidc_issuer else None
     dashboard.include_router(sign_in_routes.router)
