@@ -37,8 +37,8 @@ from tests.models.factories import make_report
 
 SMALL, LARGE = 1_000, 1_000_000
 EVENTS_PER_JOB = 10
-#: At least 50 jobs a tenant, so that its page of the list is full in both databases.
-MIN_PROJECTS, JOBS_PER_PROJECT = 20, 1_000
+#: So many that a page of tenants is full in both databases; one tenant has a tenth of all jobs.
+MIN_PROJECTS, JOBS_PER_PROJECT = 60, 1_000
 #: Of the finished jobs these are the newest; older models have no evaluation, to keep the database on a disk.
 EVALUATED = 100_000
 WARM_UP = 3
@@ -48,7 +48,7 @@ JOBS = """
 insert into jobs (id, project_id, kind, status, stage, model_id, result_model_id, suffix, seed, recipe, metadata,
     integrations, created_at, started_at, finished_at, trained_tokens, error_code, error_message, attempt,
     lost_leases, gpu_seconds, event_count, lease_owner, lease_expires_at, held_at, review_expires_at)
-select 'ftjob-' || n, 'proj-' || (n % :projects), case when n % 500 = 0 then 'align' else 'finetune' end,
+select 'ftjob-' || n, 'proj-' || case when n % 10 = 7 then 7 else n % :projects end, case when n % 500 = 0 then 'align' else 'finetune' end,
     status, stage, case when n % 2 = 0 then 'aligned-a' else 'aligned-b' end, 'ft:base:org:run' || n % 7 || ':' || n,
     'run' || n % 7, 0, cast(:recipe as jsonb), '{}', '[]', created_at, created_at + interval '1 second',
     case when status in ('succeeded', 'failed', 'cancelled') then created_at + interval '90 seconds' end, 10000,

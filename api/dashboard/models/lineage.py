@@ -125,6 +125,12 @@ def visible(project_id: str | None) -> ColumnElement[bool]:
     return and_(is_there, or_(ModelVersion.project_id == project_id, is_tunable))
 
 
+def visible_tuned(project_id: str | None) -> ColumnElement[bool]:
+    """Select the tuned versions among them: said so that the index of a project's own is seen to suffice."""
+    tuned = and_(ModelVersion.deleted_at.is_(None), ModelVersion.kind == VersionKind.TUNED)
+    return tuned if project_id is None else and_(tuned, ModelVersion.project_id == project_id)
+
+
 def draw_lineage(session: Session, project_id: str | None) -> Lineage:
     """Give bases and aligned versions as trees, newest first, each with the count of what was tuned from it."""
     versions = session.scalars(
@@ -187,8 +193,7 @@ def _newest_tuned(project_id: str | None, parent_id: str) -> Select[str, str]:
     query = (
         select(ModelVersion.parent_id.label("parent_id"), ModelVersion.gate.label("gate"))
         .where(
-            visible(project_id),
-            ModelVersion.kind == VersionKind.TUNED,
+            visible_tuned(project_id),
             ModelVersion.parent_id == parent,
         )
         .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
@@ -207,14 +212,12 @@ def list_versions(session: Session, project_id: str | None, search: Search) -> V
     query = (
         select(ModelVersion, Project.name)
         .outerjoin(Project, Project.id == ModelVersion.project_id)
-        .where(visible(project_id))
+        .where(visible(project_id) if search.text else visible_tuned(project_id))
         .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
         .limit(PAGE_SIZE + 1)
     )
     if search.text:
         query = query.where(ModelVersion.id.icontains(search.text, autoescape=True))
-    else:
-        query = query.where(ModelVersion.kind == VersionKind.TUNED)
     if search.parent:
         query = query.where(ModelVersion.parent_id == search.parent)
     if search.gate:
