@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -183,7 +184,9 @@ def _plain_log() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.format_exc_info,
             structlog.processors.KeyValueRenderer(key_order=["event"]),
-        ]
+        ],
+        # Where the api runs in the test's own process, the CLI's output is not to have its log in it.
+        logger_factory=structlog.PrintLoggerFactory(file=sys.__stderr__),
     )
 
 
