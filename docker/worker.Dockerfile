@@ -34,8 +34,10 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 WORKDIR /var/lib/titer
 USER titer
+ENV MPLCONFIGDIR=/tmp/matplotlib
 EXPOSE 8001
 # One job at a time, and none fetched ahead of it. Workers are strangers: no gossip, nobody to wait for.
-CMD ["celery", "--app", "worker.tasks", "worker", "--pool", "prefork", "--concurrency", "1", \
+# Quiet leaves out the banner alone, which is no line of JSON.
+CMD ["celery", "--quiet", "--app", "worker.tasks", "worker", "--pool", "prefork", "--concurrency", "1", \
      "--prefetch-multiplier", "1", "--hostname", "titer@%h", "--without-gossip", "--without-mingle", \
      "--loglevel", "INFO"]

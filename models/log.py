@@ -51,7 +51,8 @@ def configure_logging(*, as_json: bool, level: str = "INFO") -> None:
         # Uvicorn has given them handlers of its own by now, whose lines no machine could read.
         logger = logging.getLogger(name)
         logger.handlers.clear()
-        logger.propagate = True
+        # Its request log holds whole addresses, and asks nobody but this whether it is wanted. Ours has templates.
+        logger.propagate = name != "uvicorn.access"
     # httpx logs every address it asks, and model ids in them belong to tenants.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     structlog.configure(

@@ -140,6 +140,11 @@ class TestCommands:
         for option in ("--pool prefork", "--concurrency 1", "--prefetch-multiplier 1"):
             assert option in words
 
+    def test_a_worker_prints_nothing_that_is_no_line_of_the_log(self) -> None:
+        program, option, *_ = command_of("worker")
+        assert (program, option) == ("celery", "--quiet"), "its banner is not JSON"
+        assert "MPLCONFIGDIR=/tmp/" in DOCKERFILES["worker.Dockerfile"], "matplotlib complains else"
+
 
 class TestSettings:
     def test_every_setting_reaches_a_process(self) -> None:

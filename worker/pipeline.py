@@ -21,7 +21,6 @@ writes its checkpoint first.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -367,7 +366,7 @@ def _store(
     # By attempt: a worker that was thought dead and wakes must not overwrite what was judged meanwhile.
     prefix = f"models/{work.job_id}/{job.attempt}"
     is_full = work.recipe.parameters == "full"
-    with tempfile.TemporaryDirectory() as scratch:
+    with RunFolder(job.id, shop, attempt=job.attempt).scratch() as scratch:
         if is_full:
             save_base(
                 lora.detach(model) if isinstance(model, PeftModel) else model,

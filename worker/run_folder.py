@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from models.job_checkpoint import resume_prefix
@@ -43,6 +44,14 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         partial.rename(self.path / stored[-1])
+
+    def scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """Lend a folder on the disk of the checkpoints: a whole model need not fit into a `/tmp` in memory.
+
+        What a killed worker leaves in it goes with the run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".scratch-", dir=self.path)
 
     def leave(self) -> None:
         """Forget this attempt's copies here; the storage has what the next one needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -97,7 +98,8 @@ def review(
 def _absolute(source: str) -> str:
     # The server's working folder is not ours; it runs on this machine if the folder is here.
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.is_dir() else source
+    # Where we may not look the server perhaps may: unlike `Path.is_dir` this is false then.
+    return str(path.resolve()) if os.path.isdir(path) else source
 
 
 def _print_model(model: Json) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,12 +75,13 @@ def find_base(source: str, revision: str | None) -> FoundBase:
         HubUnavailable: the hub does not answer.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    # Unlike `Path.is_dir` this is false where the server may not look.
+    if os.path.isdir(folder):
         if revision is not None:
             raise InvalidBase("A folder has no revision; leave it out.", param="revision")
         return inspect_folder(folder.resolve())
     if folder.is_absolute() or source.startswith((".", "~")):
-        raise InvalidBase("There is no such folder on the server.", param="source")
+        raise InvalidBase("There is no folder there that the server may read.", param="source")
     return inspect_hub(source, revision)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +59,10 @@ def register_base(
     found = find_base(asked.source, asked.revision)
     name = asked.name or _own_name(asked.source)
     folder = Path(asked.safety_set).expanduser()
-    if not folder.is_dir():
-        raise InvalidSafetySet(folder.name or "safety_set", "there is no such folder on the server")
+    if not os.path.isdir(folder):
+        raise InvalidSafetySet(
+            folder.name or "safety_set", "there is no folder there that the server may read"
+        )
     safety_set = SafetySet.load(folder)
     claim_name(session, name)
     prefix = f"safety/{safety_set.hash}"

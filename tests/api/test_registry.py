@@ -98,6 +98,14 @@ class TestRegister:
         assert error["code"] == "invalid_base_model"
         assert error["param"] == "source"
 
+    def test_a_folder_that_the_system_will_not_look_at_is_refused(
+        self, operator: Tenant, folder: Path, safety_set: Path
+    ) -> None:
+        # As root, who tests may be, no folder is shut; but for everybody a name may be too long.
+        nowhere = folder / ("x" * 300)
+        assert refused(operator, nowhere, safety_set)["code"] == "invalid_base_model"
+        assert refused(operator, folder, nowhere)["code"] == "invalid_safety_set"
+
     def test_pickled_weights_are_refused_with_the_reason(
         self, operator: Tenant, folder: Path, safety_set: Path
     ) -> None:

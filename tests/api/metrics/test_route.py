@@ -110,11 +110,12 @@ class TestRequests:
     ) -> None:
         known = method if method != "SECRET" else "other"
         labels = f'method="{known}",route="{route}",status="{status}"'
-        before = requests(reader).get(labels, 0)
+        before = requests(reader)
         reader.request(method, path, follow_redirects=False, headers={"authorization": ""})
         counted = requests(reader)
-        assert counted[labels] == before + 1
-        assert "secret" not in str(counted).lower()
+        assert counted[labels] == before.get(labels, 0) + 1
+        # Other tests of this process have asked for routes of their own.
+        assert "secret" not in str(counted.keys() - before.keys()).lower()
 
     def test_a_crash_is_counted_as_the_500_that_it_was(self, settings: Settings) -> None:
         app = create_app(settings.model_copy(update={"metrics_token": SecretStr(TOKEN)}))
