@@ -57,7 +57,7 @@ def latest_certificates(
         select(StoredCertificate)
         .where(
             StoredCertificate.version_id.in_(version_ids),
-            StoredCertificate.summary["plan"].astext != DRILL,
+            StoredCertificate.summary["plan"].astext.is_distinct_from(DRILL),
         )
         .ext(distinct_on(StoredCertificate.version_id))
         .order_by(
