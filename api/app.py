@@ -20,6 +20,7 @@ from api.certification.routes import router as certification
 from api.completions.routes import router as completions
 from api.dashboard import mount_dashboard
 from api.errors import install_error_handlers
+from api.evaluation.routes import router as evaluation
 from api.event_stream.changes import Changes
 from api.event_stream.routes import router as event_stream
 from api.event_stream.service import Slots
@@ -98,7 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = make_registry(app)
     install_error_handlers(app)
     # The registry last: there a model's name takes every path that follows it.
-    for router in (files, uploads, jobs, alignment, certification, certificates):
+    for router in (files, uploads, jobs, alignment, certification, certificates, evaluation):
         app.include_router(router)
     for router in (safety, export, registry):
         app.include_router(router)

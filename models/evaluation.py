@@ -216,11 +216,24 @@ class Evaluation(Base):
         return EvaluationReport.model_validate(self.report)
 
 
+#: In this order a version's evaluations speak for it. What the gate decided on comes before mere measurements: gate,
+#: reasons, policy and numbers that are shown together must belong together, and a measurement may lack what the
+#: decision had (FA, where the validation file is gone). A base is never decided on; its newest measurement speaks.
+SPEAKING_FIRST = (
+    Evaluation.gate.is_(None),
+    Evaluation.created_at.desc(),
+    Evaluation.id.desc(),
+)
+
+
 def latest_evaluation(session: Session, version_id: str) -> Evaluation | None:
-    """Give the newest evaluation of a version."""
+    """Give the newest evaluation that the gate decided on; without any, the newest measurement.
+
+    What a job of kind `evaluate` measured on a decided version is read by that job, as a certificate is.
+    """
     return session.scalar(
         select(Evaluation)
         .where(Evaluation.version_id == version_id)
-        .order_by(Evaluation.created_at.desc(), Evaluation.id.desc())
+        .order_by(*SPEAKING_FIRST)
         .limit(1)
     )

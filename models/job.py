@@ -72,11 +72,12 @@ class PauseRequested(Exception):
 
 
 class JobKind(StrEnum):
-    """What a job makes: a version, or, of a version, a certificate."""
+    """What a job makes: a version, or, of a version, a certificate or an evaluation."""
 
     ALIGN = "align"
     FINETUNE = "finetune"
     CERTIFY = "certify"
+    EVALUATE = "evaluate"
 
 
 class JobStatus(StrEnum):
@@ -128,7 +129,7 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint("kind in ('align', 'certify', 'finetune')", name="kind"),
+        CheckConstraint("kind in ('align', 'certify', 'evaluate', 'finetune')", name="kind"),
         CheckConstraint(
             "status in ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled', "
             "'paused')",
@@ -181,7 +182,7 @@ class Job(Base):
     status: Mapped[str] = mapped_column(default=JobStatus.QUEUED)
     stage: Mapped[str | None]
 
-    #: The version to start from, and the name of the one that the job makes (certify: the same one).
+    #: The version to start from, and the name of the one that the job makes (certify, evaluate: the same one).
     model_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id"))
     result_model_id: Mapped[str]
     training_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
@@ -189,7 +190,8 @@ class Job(Base):
     result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     suffix: Mapped[str | None]
     seed: Mapped[int]
-    #: A `Recipe`: every hyper-parameter, with "auto" resolved. Of a certify job: a `CertificationPlan`.
+    #: A `Recipe`: every hyper-parameter, with "auto" resolved. Of a certify job: a `CertificationPlan`; of an
+    #: evaluate job nothing, for it measures as the job did that made the model.
     recipe: Mapped[dict[str, Any]]
     #: Named apart from the class's own `metadata`.
     tags: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
@@ -461,7 +463,7 @@ def _queue_again(job: Job) -> None:
 
 
 def succeed(session: Session, job: Job) -> None:
-    """End well: the model was released, or certified."""
+    """End well: the model was released, certified or measured."""
     move(job, JobStatus.SUCCEEDED)
     append_event(session, job, "The job has successfully completed.")
 

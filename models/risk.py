@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import array, distinct_on
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
-from models.evaluation import Evaluation
+from models.evaluation import SPEAKING_FIRST, Evaluation
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules, SafetyPolicy
 from models.rate import Rate
@@ -277,7 +277,7 @@ def _ancestors(session: Session, ids: set[str]) -> dict[str, Ancestor]:
             select(Evaluation.version_id, Evaluation.harmful_score_percent)
             .where(Evaluation.version_id.in_(ids))
             .ext(distinct_on(Evaluation.version_id))
-            .order_by(Evaluation.version_id, Evaluation.created_at.desc(), Evaluation.id.desc())
+            .order_by(Evaluation.version_id, *SPEAKING_FIRST)
         )
         scores = {row.version_id: row.harmful_score_percent for row in session.execute(newest)}
         versions = session.scalars(select(ModelVersion).where(ModelVersion.id.in_(ids))).all()

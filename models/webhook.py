@@ -55,7 +55,7 @@ class WebhookEventType(StrEnum):
     FINETUNE_SUCCEEDED = "fine_tuning.job.succeeded"
     FINETUNE_FAILED = "fine_tuning.job.failed"
     FINETUNE_CANCELLED = "fine_tuning.job.cancelled"
-    #: Jobs that align or certify: `fine_tuning.jobs.retrieve` does not know them.
+    #: Jobs that align, certify or evaluate: `fine_tuning.jobs.retrieve` does not know them.
     JOB_SUCCEEDED = "titer.job.succeeded"
     JOB_FAILED = "titer.job.failed"
     JOB_CANCELLED = "titer.job.cancelled"

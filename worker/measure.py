@@ -75,7 +75,11 @@ def measure(
 
 def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:
     with shop.sessions() as session:
-        found = session.scalars(select(Evaluation).where(Evaluation.version_id == work.root.id))
+        found = session.scalars(
+            select(Evaluation)
+            .where(Evaluation.version_id == work.root.id)
+            .order_by(Evaluation.created_at.desc())
+        )
         reports = (evaluation.parsed() for evaluation in found)
         wanted = work.safety.prompt_set_hash
         return next((report for report in reports if report.prompt_set_hash == wanted), None)

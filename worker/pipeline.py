@@ -3,6 +3,7 @@
     finetune   file ─► screen ─► tokens ─► base + parent's adapter ─► train ─► store ─► evaluate ─► gate
     align      safety set ─► rows ─► tokens ─► base + fresh adapter ──► train ─► store ─► evaluate ─► gate
     certify    simulated customers on an aligned model, one after the other ─► certificate (worker.certify)
+    evaluate   a model as it is ─► evaluate, and no gate (worker.evaluation_job)
 
 The screen runs only where the policy or the customer asks for it (`worker.screen`). Where the policy holds what
 it found, the worker lets go; once a person has released the rows the job is claimed again and goes on from there.
@@ -61,6 +62,7 @@ from worker.base_models import LoadedBase, load_tokenizer, save_base
 from worker.certify.job import certify
 from worker.data import Encoded, Example, check_prompts, encode_data_set, encode_rows
 from worker.epoch_checkpoints import EpochCheckpoints, evaluate_checkpoints
+from worker.evaluation_job import evaluate
 from worker.leased_job import PAUSED, LeasedJob
 from worker.measure import measure
 from worker.protection import record, safety_rows, settle, tell_fall
@@ -175,8 +177,12 @@ def _carry_leased(lease: Lease, shop: Workshop, span: tracing.Span) -> None:
 
 
 def _carry(job: LeasedJob, shop: Workshop) -> None:
-    if _kind(job, shop) == JobKind.CERTIFY:
+    kind = _kind(job, shop)
+    if kind == JobKind.CERTIFY:
         certify(job, shop)
+        return
+    if kind == JobKind.EVALUATE:
+        evaluate(job, shop)
         return
     work = read_work(job.id, shop)
     training = _training_rows(work, shop.storage)

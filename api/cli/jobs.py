@@ -28,8 +28,9 @@ from api.cli.output import (
 
 app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel jobs.")
 
-FINETUNE, ALIGN, CERTIFY = "/fine_tuning/jobs", "/alignment/jobs", "/certification/jobs"
-KINDS = (FINETUNE, ALIGN, CERTIFY)
+FINETUNE, ALIGN = "/fine_tuning/jobs", "/alignment/jobs"
+CERTIFY, EVALUATE = "/certification/jobs", "/evaluation/jobs"
+KINDS = (FINETUNE, ALIGN, CERTIFY, EVALUATE)
 JobId = Annotated[str, typer.Argument(help="A job of any kind.")]
 Labels = Annotated[
     list[str] | None, typer.Option("--metadata", help="A label, as key=value; may be repeated.")
@@ -185,13 +186,15 @@ def list_jobs(
     certification: Annotated[
         bool, typer.Option("--certification", help="Certification jobs.")
     ] = False,
+    evaluation: Annotated[bool, typer.Option("--evaluation", help="Evaluation jobs.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     metadata: Labels = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first. Labels select fine-tuning jobs that carry all of them."""
     connection = connected(context)
-    kind = ALIGN if alignment else CERTIFY if certification else FINETUNE
+    wanted = ((ALIGN, alignment), (CERTIFY, certification), (EVALUATE, evaluation))
+    kind = next((kind for kind, is_wanted in wanted if is_wanted), FINETUNE)
     if metadata and kind != FINETUNE:
         fail("Only fine-tuning jobs have labels.")
     labels = {f"metadata[{key}]": value for key, value in _labels(metadata or []).items()}

@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 from api.cli.connection import Json, connected, quoted
-from api.cli.output import AsJson, gate, moment, print_facts, print_json, print_table, safety_facts
+from api.cli.jobs import EVALUATE, Follow, watch
+from api.cli.output import (
+    AsJson,
+    console,
+    gate,
+    moment,
+    print_facts,
+    print_json,
+    print_table,
+    safety_facts,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Register, list, show and decide on models.")
 
@@ -78,6 +88,24 @@ def show(
     connection = connected(context)
     found = connection.get(f"/models/{quoted(model)}")
     print_json(found) if as_json else _print_model(found)
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's name.")],
+    is_followed: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model anew, in a job. Its gate stays as it is."""
+    connection = connected(context)
+    job = connection.post(EVALUATE, {"model": model})
+    print_json(job) if as_json else console().print(str(job["id"]))
+    if is_followed:
+        path = f"{EVALUATE}/{job['id']}"
+        watch(connection, path)
+        if not as_json:
+            print_facts(safety_facts(connection.get(path)["safety"] or {}))
 
 
 @app.command()

@@ -92,6 +92,20 @@ async def certification(
     return _stream(request, beginning)
 
 
+@router.get(
+    "/evaluation/jobs/{job_id}/events/stream",
+    tags=["evaluation"],
+    response_class=Response,
+    responses=STREAM,
+)
+async def evaluation(
+    request: Request,
+    beginning: Annotated[Beginning, Depends(of_provider(JobKind.EVALUATE), scope="function")],
+) -> EventStream:
+    """Follow an evaluation job's log as server-sent events."""
+    return _stream(request, beginning)
+
+
 def _stream(request: Request, beginning: Beginning) -> EventStream:
     state = request.app.state
     return EventStream(

@@ -142,12 +142,12 @@ class JobObject(Schema):
         default_factory=list, description="Those that OpenAI's schema has no words for."
     )
     evaluate_checkpoints: bool = False
-    kind: str = Field(description="`finetune`, `align` or `certify`.")
+    kind: str = Field(description="`finetune`, `align`, `certify` or `evaluate`.")
     stage: str | None = Field(
         description="Where a running job is: screen, data_review, train, evaluate, gate, review."
     )
     result_model: str = Field(
-        description="The name of the version that the job makes, or certifies."
+        description="The name of the version that the job makes, certifies or measures."
     )
     started_at: int | None
     total_steps: int

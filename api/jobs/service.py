@@ -59,6 +59,7 @@ MIN_ROWS = 10
 NOUNS = {
     JobKind.ALIGN: "alignment",
     JobKind.CERTIFY: "certification",
+    JobKind.EVALUATE: "evaluation",
     JobKind.FINETUNE: "fine-tuning",
 }
 MAX_SEED = 2**31 - 1

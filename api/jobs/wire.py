@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from api.jobs.schemas import CheckpointObject, JobError, JobObject
-from api.registry.safety import data_risks, latest_evaluations, verdicts
+from api.registry.safety import data_risks, latest_evaluations, measurements, verdicts
 from models.api_key import Project
 from models.base import unix
 from models.certification import CertificationPlan
@@ -37,6 +37,7 @@ def show_jobs(session: Session, jobs: Sequence[Job]) -> list[JobObject]:
     }
     safety = verdicts(session, made.values())
     risks = data_risks(session, [job.id for job in jobs])
+    measured = measurements(session, jobs)
     certified = _certified(session, jobs)
     projects = {
         project.id: project
@@ -49,11 +50,9 @@ def show_jobs(session: Session, jobs: Sequence[Job]) -> list[JobObject]:
             job,
             projects[job.project_id],
             made.get(job.id),
-            safety.get(made[job.id].id) if job.id in made else None,
+            safety.get(made[job.id].id) if job.id in made else measured.get(job.id),
             risks.get(job.id),
-            _describe_plan(job, certified[job.model_id])
-            if job.kind == JobKind.CERTIFY
-            else _describe(job),
+            _describe(job, certified),
         )
         for job in jobs
     ]
@@ -167,7 +166,11 @@ class _Described:
     evaluate_checkpoints: bool = False
 
 
-def _describe(job: Job) -> _Described:
+def _describe(job: Job, certified: Mapping[str, ModelVersion]) -> _Described:
+    if job.kind == JobKind.CERTIFY:
+        return _describe_plan(job, certified[job.model_id])
+    if job.kind == JobKind.EVALUATE:
+        return _Described({}, {"type": "evaluation"}, 0)
     recipe = Recipe.model_validate(job.recipe)
     hyperparameters = _hyperparameters(job, recipe)
     method = _method(job, recipe, hyperparameters)

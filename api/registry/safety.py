@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on
@@ -10,23 +10,55 @@ from sqlalchemy.orm import Session
 
 from models.base import unix
 from models.data_risk import Screening
-from models.evaluation import Evaluation
+from models.evaluation import SPEAKING_FIRST, Evaluation
+from models.job import Job, JobKind
 from models.model_version import ModelVersion, VersionKind
 from models.rate import Rate, difference
 from models.stored_certificate import StoredCertificate, latest_certificates
 
 
 def latest_evaluations(session: Session, version_ids: Collection[str]) -> dict[str, Evaluation]:
-    """Give the newest evaluation of each version that has one."""
+    """Give of each version that has one what `models.evaluation.latest_evaluation` gives."""
     if not version_ids:
         return {}
     newest = (
         select(Evaluation)
         .where(Evaluation.version_id.in_(version_ids))
         .ext(distinct_on(Evaluation.version_id))
-        .order_by(Evaluation.version_id, Evaluation.created_at.desc(), Evaluation.id.desc())
+        .order_by(Evaluation.version_id, *SPEAKING_FIRST)
     )
     return {evaluation.version_id: evaluation for evaluation in session.scalars(newest)}
+
+
+def measured_by(session: Session, jobs: Collection[Job]) -> dict[str, Evaluation]:
+    """Give what the evaluation jobs among these have measured, by the job's id."""
+    ids = [job.id for job in jobs if job.kind == JobKind.EVALUATE]
+    if not ids:
+        return {}
+    found = session.scalars(select(Evaluation).where(Evaluation.job_id.in_(ids)))
+    return {evaluation.job_id: evaluation for evaluation in found if evaluation.job_id is not None}
+
+
+def measurements(session: Session, jobs: Collection[Job]) -> dict[str, dict[str, object]]:
+    """Give what evaluation jobs measured, beside the gate as it is, by the job's id.
+
+    No policy decided on these numbers: `policy_version` is null.
+    """
+    own = measured_by(session, jobs)
+    ids = {evaluation.version_id for evaluation in own.values()}
+    if not ids:
+        return {}
+    versions = {
+        version.id: version
+        for version in session.scalars(select(ModelVersion).where(ModelVersion.id.in_(ids)))
+    }
+    parents = {version.parent_id for version in versions.values() if version.parent_id is not None}
+    hardened = _aligned_ancestors(session, ids)
+    found = latest_evaluations(session, parents | set(hardened.values()))
+    return {
+        job_id: _measurement(versions[evaluation.version_id], evaluation, found, hardened)
+        for job_id, evaluation in own.items()
+    }
 
 
 def data_risks(session: Session, job_ids: Collection[str]) -> dict[str, dict[str, object]]:
@@ -49,8 +81,7 @@ def verdicts(session: Session, versions: Collection[ModelVersion]) -> dict[str, 
     risks = data_risks(session, [v.job_id for v in versions if v.job_id is not None])
     return {
         version.id: {
-            **_verdict(version, found[version.id], found.get(version.parent_id or "")),
-            "delta": _delta(found[version.id], found.get(hardened.get(version.id, ""))),
+            **_measurement(version, found[version.id], found, hardened),
             "data_risk": risks.get(version.job_id or ""),
             # Evidence beside the verdict: the gate does not read it.
             "certificate": _summary(certificates[version.id])
@@ -59,6 +90,18 @@ def verdicts(session: Session, versions: Collection[ModelVersion]) -> dict[str, 
         }
         for version in versions
         if version.id in found
+    }
+
+
+def _measurement(
+    version: ModelVersion,
+    own: Evaluation,
+    found: Mapping[str, Evaluation],
+    hardened: Mapping[str, str],
+) -> dict[str, object]:
+    return {
+        **_verdict(version, own, found.get(version.parent_id or "")),
+        "delta": _delta(own, found.get(hardened.get(version.id, ""))),
     }
 
 

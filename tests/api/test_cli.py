@@ -447,6 +447,31 @@ def test_an_alignment_job_is_followed_too(
     assert "It does not fit." in cli.failing("jobs", "follow", job.id)
 
 
+class TestEvaluateModel:
+    def test_starts_a_job_and_shows_what_it_measured(
+        self, cli: Cli, place: Place, aligned: ModelVersion, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = cli("models", "evaluate", aligned.id).strip()
+        assert job_id in cli("jobs", "list", "--evaluation")
+        assert "evaluate" in cli("jobs", "show", job_id)
+        assert "has not ended" in cli.failing("models", "evaluate", aligned.id)
+        assert "cancelled" in cli("jobs", "cancel", job_id)
+        real = jobs_module.follow
+
+        def finish_then_follow(connection: follow_module.Connection, path: str) -> object:
+            # What a worker would have done by now.
+            job = place.session.get_one(Job, path.rsplit("/", 1)[1])
+            job.status = JobStatus.RUNNING
+            evaluation = place.evaluation(aligned, harmful=41)
+            evaluation.job_id, evaluation.gate, evaluation.policy_version = job.id, None, None
+            succeed(place.session, job)
+            place.session.commit()
+            return real(connection, path)
+
+        monkeypatch.setattr(jobs_module, "follow", finish_then_follow)
+        assert "41.0%" in cli("models", "evaluate", aligned.id, "--follow")
+
+
 class TestCertify:
     def test_starts_a_job_and_says_what_it_costs(
         self, cli: Cli, place: Place, aligned: ModelVersion

@@ -178,7 +178,12 @@ class TestFollowing:
         assert [frame["event"] for frame in events(answer.iter_lines())] == ["message"]
 
     @pytest.mark.parametrize(
-        ("kind", "path"), [(JobKind.ALIGN, "alignment"), (JobKind.CERTIFY, "certification")]
+        ("kind", "path"),
+        [
+            (JobKind.ALIGN, "alignment"),
+            (JobKind.CERTIFY, "certification"),
+            (JobKind.EVALUATE, "evaluation"),
+        ],
     )
     def test_jobs_of_other_kinds_for_the_provider(
         self, live: Live, kind: JobKind, path: str

@@ -80,7 +80,8 @@ class Line:
 
 FILES, UPLOADS = "/v1/files", "/v1/uploads"
 TUNING, ALIGNING = "/v1/fine_tuning/jobs", "/v1/alignment/jobs"
-CERTIFYING, MODEL = "/v1/certification/jobs", "/v1/models/{model}"
+CERTIFYING, EVALUATING = "/v1/certification/jobs", "/v1/evaluation/jobs"
+MODEL = "/v1/models/{model}"
 KEYS, ORGANIZATION = "/v1/keys", "/v1/organization"
 PROJECTS, PROJECT = f"{ORGANIZATION}/projects", f"{ORGANIZATION}/projects/{{project_id}}"
 ADMIN_KEYS = f"{ORGANIZATION}/admin_api_keys"
@@ -139,6 +140,13 @@ TABLE = [
     Line(f"POST {CERTIFYING}/{{job_id}}/cancel", PROVIDER, World.certification, wrong=World.ended_certification),
     Line(f"GET {CERTIFYING}/{{job_id}}/events", PROVIDER, World.certification),
     Line(f"GET {CERTIFYING}/{{job_id}}/events/stream", PROVIDER, World.ended_certification),
+
+    Line(f"POST {EVALUATING}", PROVIDER, World.new_evaluation, wrong=World.evaluated_already),
+    Line(f"GET {EVALUATING}", PROVIDER),
+    Line(f"GET {EVALUATING}/{{job_id}}", PROVIDER, World.evaluation),
+    Line(f"POST {EVALUATING}/{{job_id}}/cancel", PROVIDER, World.evaluation, wrong=World.ended_evaluation),
+    Line(f"GET {EVALUATING}/{{job_id}}/events", PROVIDER, World.evaluation),
+    Line(f"GET {EVALUATING}/{{job_id}}/events/stream", PROVIDER, World.ended_evaluation),
 
     Line("GET /v1/models", ANYONE, World.released, STAFF),
     Line(f"GET {MODEL}", ANYONE, World.held, STAFF),

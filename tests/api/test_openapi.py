@@ -84,6 +84,7 @@ class TestDocument:
             "CreateAlignment",
             "CreateCertification",
             "CreateEndpoint",
+            "CreateEvaluation",
             "CreateJob",
             "CreatePolicy",
             "CreateUpload",

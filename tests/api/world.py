@@ -185,6 +185,12 @@ class World:
     def ended_certification(self) -> str:
         return self._certification(JobStatus.SUCCEEDED)
 
+    def evaluation(self) -> str:
+        return self._evaluation(JobStatus.QUEUED)
+
+    def ended_evaluation(self) -> str:
+        return self._evaluation(JobStatus.SUCCEEDED)
+
     def answered(self) -> str:
         version = self._tuned(Gate.RELEASED, JobStatus.SUCCEEDED)
         evaluation = self.place.evaluation(version, harmful=1)
@@ -213,6 +219,16 @@ class World:
         supply(self.place, self.aligned)
         return body(model=self.aligned.id)
 
+    def new_evaluation(self) -> Ask:
+        # A fresh one: a model is measured by one job at a time.
+        model = self.place.version(new_id("booster"), VersionKind.ALIGNED, parent=self.aligned)
+        self.place.session.commit()
+        return body(model=model.id)
+
+    def evaluated_already(self) -> Ask:
+        self.evaluation()
+        return body(model=self.aligned.id)
+
     def _finetune(self, **facts: object) -> Job:
         job = self.place.job(self.project, self.aligned, **facts)
         self.place.session.commit()
@@ -233,6 +249,11 @@ class World:
             result_model_id=self.aligned.id,
             recipe=SMALL_PLAN,
             status=status,
+        ).id
+
+    def _evaluation(self, status: JobStatus) -> str:
+        return self._finetune(
+            kind=JobKind.EVALUATE, result_model_id=self.aligned.id, recipe={}, status=status
         ).id
 
     # Models and reviews

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, joinedload
 
 import migrations
 from models import Base
+from models.evaluation import Evaluation
 from models.job import JobKind, append_event
 from models.policy import PolicyRules, SafetyPolicy, current_policy
 from models.project import Priority, Project, Quotas
@@ -93,6 +94,30 @@ def test_a_failed_migration_leaves_nothing_behind(database_url: str, config: Con
     with pytest.raises(Exception, match="already exists"):
         run(engine, config, "head")
     assert sorted(inspect(engine).get_table_names()) == ["alembic_version", "evaluations"]
+    engine.dispose()
+
+
+def test_going_back_before_evaluation_jobs_takes_them_and_what_they_measured_along(
+    database_url: str, config: Config
+) -> None:
+    engine = make_engine(database_url)
+    with Session(engine) as session:
+        kept = make_job(session)
+        gone = make_job(session, kind=JobKind.EVALUATE)
+        append_event(session, gone, "Created.")
+        for job in (kept, gone):
+            session.add(
+                Evaluation(
+                    version_id=job.model_id, job_id=job.id, harmful_score_percent=0, report={}
+                )
+            )
+        session.commit()
+        kept_id = kept.id
+    run(engine, config, "c5a9d2e81f47")
+    with engine.connect() as connection:
+        assert connection.scalars(text("select id from jobs")).all() == [kept_id]
+        assert connection.scalars(text("select job_id from evaluations")).all() == [kept_id]
+    run(engine, config, "head")
     engine.dispose()
 
 

@@ -79,7 +79,7 @@ class TestJobs:
         assert failed.data["error"] == {"code": "out_of_memory", "message": "It is too large."}
         assert failed.id.startswith("evt_")
 
-    @pytest.mark.parametrize("kind", [JobKind.ALIGN, JobKind.CERTIFY])
+    @pytest.mark.parametrize("kind", [JobKind.ALIGN, JobKind.CERTIFY, JobKind.EVALUATE])
     def test_other_kinds_have_words_of_their_own(
         self, session: Session, project: Project, kind: JobKind
     ) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.dashboard.jobs.progress import Progress, latest_progress
 from api.dashboard.measures import Measure, harmful_score
-from api.registry.safety import latest_evaluations
+from api.registry.safety import latest_evaluations, measured_by
 from models.api_key import Project
 from models.base import utc_now
 from models.evaluation import Evaluation
@@ -181,10 +181,18 @@ def _count_unfinished(session: Session, project_id: str | None) -> dict[str, int
 
 def _lines(session: Session, rows: Sequence[Row[Job, str, ModelVersion]]) -> tuple[JobLine, ...]:
     evaluations = latest_evaluations(session, [v.id for _, _, v in rows if v is not None])
+    measured = measured_by(session, [job for job, _, _ in rows])
     progress = latest_progress(session, [j.id for j, _, _ in rows if j.status == JobStatus.RUNNING])
     rules = current_policy(session).parsed()
     return tuple(
-        _line(job, name, version, evaluations.get(version.id) if version else None, progress, rules)
+        _line(
+            job,
+            name,
+            version,
+            evaluations.get(version.id) if version else measured.get(job.id),
+            progress,
+            rules,
+        )
         for job, name, version in rows
     )
 

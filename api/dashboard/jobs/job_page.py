@@ -17,13 +17,13 @@ from api.dashboard.measures import Evidence, Measure, harmful_score, read_eviden
 from api.jobs.schemas import CheckpointObject
 from api.jobs.service import list_checkpoints
 from api.jobs.wire import show_checkpoints
-from api.registry.safety import latest_evaluations
+from api.registry.safety import latest_evaluations, measured_by
 from models.api_key import Project
 from models.base import utc_now
 from models.certificate import CertificateSummary
 from models.certification import CertificationPlan
 from models.data_risk import DataRisk, Screening
-from models.evaluation import latest_evaluation
+from models.evaluation import Evaluation, latest_evaluation
 from models.file import File
 from models.hyperparameters import Recipe
 from models.job import Job, JobEvent, JobKind, JobNotFound, JobStatus
@@ -109,7 +109,12 @@ class JobPage:
     @property
     def has_answers(self) -> bool:
         """Whether the answers to the test prompts can be read."""
-        return self.evidence is not None and self.evidence.report.answers_sha256 is not None
+        return (
+            # The page of answers is the model's, and shows those that its gate decided on.
+            self.job.kind != JobKind.EVALUATE
+            and self.evidence is not None
+            and self.evidence.report.answers_sha256 is not None
+        )
 
     @property
     def can_be_reevaluated(self) -> bool:
@@ -125,7 +130,7 @@ class JobPage:
     def can_be_paused(self) -> bool:
         """Whether a pause can be asked for."""
         return (
-            self.job.kind != JobKind.CERTIFY
+            self.job.kind in (JobKind.ALIGN, JobKind.FINETUNE)
             and self.job.status in (JobStatus.QUEUED, JobStatus.RUNNING)
             and not self.job.awaits_review
             and not self.job.is_pausing
@@ -161,10 +166,6 @@ def read_job_page(session: Session, job: Job) -> JobPage:
     """Gather all that is known of a job."""
     now = utc_now()
     version = session.scalar(select(ModelVersion).where(ModelVersion.job_id == job.id))
-    evaluation = latest_evaluation(session, version.id) if version else None
-    evidence = None
-    if evaluation is not None:
-        evidence = read_evidence(session, evaluation, latest_evaluation(session, job.model_id))
     # Metrics are drawn as curves and progress as a bar; what is left is what happened.
     told = (JobEvent.job_id == job.id, JobEvent.type.not_in(("metrics", "progress")))
     events = session.scalars(
@@ -175,7 +176,7 @@ def read_job_page(session: Session, job: Job) -> JobPage:
         project_name=session.get_one(Project, job.project_id).name,
         version=version,
         timeline=read_timeline(session, job, now),
-        evidence=evidence,
+        evidence=_read_evidence(session, job, version),
         certificate=_read_certificate(session, job),
         lineage=read_lineage(session, version.id if version else job.model_id),
         recipe=tuple(_group_recipe(job)),
@@ -228,6 +229,21 @@ def _scores_by_step(session: Session, job: Job) -> dict[int, Rate]:
         steps[version.id] = int(total)
     found = latest_evaluations(session, list(steps))
     return {steps[name]: found[name].parsed().harmful_score for name in found}
+
+
+def _read_evidence(session: Session, job: Job, version: ModelVersion | None) -> Evidence | None:
+    """Give what is known of the job's model beside its parent; of an evaluation job what it measured itself."""
+    evaluation: Evaluation | None
+    parent_id: str | None = job.model_id
+    if job.kind == JobKind.EVALUATE:
+        evaluation = measured_by(session, [job]).get(job.id)
+        parent_id = session.get_one(ModelVersion, job.model_id).parent_id
+    else:
+        evaluation = latest_evaluation(session, version.id) if version else None
+    if evaluation is None:
+        return None
+    parent = latest_evaluation(session, parent_id) if parent_id else None
+    return read_evidence(session, evaluation, parent)
 
 
 def _read_data_risk(session: Session, job: Job) -> DataRiskPart | None:

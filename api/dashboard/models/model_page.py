@@ -48,7 +48,7 @@ class ModelPage:
     certificate: CertificateView | None
     #: What simulated customers found, drills as well, newest first.
     reports: tuple[StoredCertificate, ...]
-    #: Alignments and certifications of it that have not ended.
+    #: Alignments, certifications and evaluations of it that have not ended.
     under_way: tuple[Job, ...]
     recipe: tuple[RecipeGroup, ...]
     protection: str
@@ -139,7 +139,7 @@ def _under_way(session: Session, version: ModelVersion) -> tuple[Job, ...]:
             select(Job)
             .where(
                 Job.model_id == version.id,
-                Job.kind.in_((JobKind.ALIGN, JobKind.CERTIFY)),
+                Job.kind.in_((JobKind.ALIGN, JobKind.CERTIFY, JobKind.EVALUATE)),
                 # Of all jobs only those that have not ended are looked at.
                 Job.finished_at.is_(None),
             )

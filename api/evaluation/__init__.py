@@ -1,0 +1,1 @@
+"""Evaluation jobs, the provider's side: a registered model is measured anew."""
