@@ -76,8 +76,8 @@ from jobs where status in ('succeeded', 'failed') or stage = 'review'
 """
 EVALUATIONS = """
 insert into evaluations (id, version_id, job_id, harmful_score_percent, report, policy_version, gate, score_gate,
-    reasons, created_at)
-select 'eval-' || v.id, v.id, v.job_id, 3, cast(:report as jsonb), 1, v.gate, v.gate, '[]', v.created_at
+    reasons, created_at, tenant_risk)
+select 'eval-' || v.id, v.id, v.job_id, 3, cast(:report as jsonb), 1, v.gate, v.gate, '[]', v.created_at, 3
 from model_versions v where v.job_id is not null order by v.created_at desc limit :evaluated
 """
 EVENTS = """

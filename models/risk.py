@@ -239,6 +239,8 @@ def last_risks(
         .join(ModelVersion, ModelVersion.id == Evaluation.version_id)
         .where(
             ModelVersion.project_id == projects.c.id,
+            # What is older has no say, and is not walked through.
+            ModelVersion.created_at > (now or utc_now()) - WINDOW,
             Evaluation.tenant_risk.is_not(None),
         )
         .order_by(ModelVersion.created_at.desc(), Evaluation.created_at.desc())

@@ -35,8 +35,10 @@ def show_review(session: Session, job: Job) -> ReviewObject:
     return show_reviews(session, [job])[0]
 
 
-def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
-    """Show reviews; the risk is worked out once for each project."""
+def show_reviews(
+    session: Session, jobs: Sequence[Job], *, with_risk: bool = True
+) -> list[ReviewObject]:
+    """Show reviews; the risk is worked out once for each project, if at all: it takes all its models of a month."""
     versions = made_versions(session, jobs)
     held = held_data(session, jobs)
     ids = [job.id for job in jobs]
@@ -58,7 +60,7 @@ def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
         )
     }
     tenants = {job.id: tenant_of(job, versions.get(job.id)) for job in jobs}
-    risks = tenant_risks(session, {tenant for tenant in tenants.values() if tenant})
+    risks = tenant_risks(session, {t for t in tenants.values() if t}) if with_risk else {}
     policies = current_policies(session, set(tenants.values()))
     shown = []
     for job in jobs:
@@ -93,7 +95,7 @@ def show_reviews(session: Session, jobs: Sequence[Job]) -> list[ReviewObject]:
                 else None,
                 safety=safety.get(versions[job.id].id) if job.id in versions else None,
                 data_risk=data_risk.get(job.id),
-                risk=risks[tenant].to_wire() if (tenant := tenants[job.id]) else None,
+                risk=risks[tenant].to_wire() if (tenant := tenants[job.id]) in risks else None,
             )
         )
     return shown

@@ -116,13 +116,16 @@ class VersionList:
     next_before: str | None
 
 
+#: The provider's models that customers know of.
+IS_TUNABLE = and_(ModelVersion.kind == VersionKind.ALIGNED, ModelVersion.gate == Gate.RELEASED)
+
+
 def visible(project_id: str | None) -> ColumnElement[bool]:
     """Select what a viewer may know of: customers their own, and the provider's that may be tuned."""
     is_there = ModelVersion.deleted_at.is_(None)
     if project_id is None:
         return is_there
-    is_tunable = and_(ModelVersion.kind == VersionKind.ALIGNED, ModelVersion.gate == Gate.RELEASED)
-    return and_(is_there, or_(ModelVersion.project_id == project_id, is_tunable))
+    return and_(is_there, or_(ModelVersion.project_id == project_id, IS_TUNABLE))
 
 
 def visible_tuned(project_id: str | None) -> ColumnElement[bool]:
@@ -131,11 +134,17 @@ def visible_tuned(project_id: str | None) -> ColumnElement[bool]:
     return tuned if project_id is None else and_(tuned, ModelVersion.project_id == project_id)
 
 
+def _visible_untuned(project_id: str | None) -> ColumnElement[bool]:
+    # What is not tuned is no customer's: said so that the index of those alone is read.
+    is_there = and_(ModelVersion.deleted_at.is_(None), NOT_TUNED)
+    return is_there if project_id is None else and_(is_there, IS_TUNABLE)
+
+
 def draw_lineage(session: Session, project_id: str | None) -> Lineage:
     """Give bases and aligned versions as trees, newest first, each with the count of what was tuned from it."""
     versions = session.scalars(
         select(ModelVersion)
-        .where(visible(project_id), NOT_TUNED)
+        .where(_visible_untuned(project_id))
         .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
         .limit(MAX_DRAWN + 1)
     ).all()

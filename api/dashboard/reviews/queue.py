@@ -18,6 +18,7 @@ from models.base import utc_now
 from models.evaluation import Evaluation
 from models.job import Job
 from models.policy import PolicyRules, SafetyPolicy
+from models.risk import last_risks
 
 PAGE_SIZE = 50
 #: What has less time left than this is marked.
@@ -31,6 +32,8 @@ class ReviewLine:
     job: Job
     review: ReviewObject
     harmful_score: Measure | None
+    #: The project's risk that its newest model was decided with; its own page works it out anew.
+    risk: float | None
     now: datetime
 
     @property
@@ -62,11 +65,14 @@ class Queue:
 def read_queue(session: Session, after: str | None) -> Queue:
     """Give a page of what waits."""
     jobs, has_more = service.list_reviews(session, after=after, limit=PAGE_SIZE)
-    shown = {review.id: review for review in show_reviews(session, jobs)}
+    shown = {review.id: review for review in show_reviews(session, jobs, with_risk=False)}
+    risks = last_risks(session, list({job.project_id for job in jobs}))
     scores = _scores(session, {review.model for review in shown.values()})
     now = utc_now()
     lines = tuple(
-        ReviewLine(job, shown[job.id], scores.get(shown[job.id].model), now)
+        ReviewLine(
+            job, shown[job.id], scores.get(shown[job.id].model), risks.get(job.project_id), now
+        )
         for job in jobs
         if job.id in shown
     )

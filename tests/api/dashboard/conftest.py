@@ -23,6 +23,7 @@ from api.seed.states import (
     seed_screening,
     seed_staff,
 )
+from api.seed.tenants import remember_risks
 
 SignIn = Callable[[str], TestClient]
 
@@ -105,6 +106,7 @@ def house(engine: Engine) -> Iterator[House]:
             staff = seed_staff(session, provider.operator.project)
             held = seed_queue(session, provider, points=4)
             seed_screening(session, held["appealed"])
+            remember_risks(session, provider.customer.project)
             session.commit()
         yield House(connection, provider, staff, {name: job.id for name, job in held.items()})
         outer.rollback()
