@@ -131,7 +131,11 @@ def visible(project_id: str | None) -> ColumnElement[bool]:
 def visible_tuned(project_id: str | None) -> ColumnElement[bool]:
     """Select the tuned versions among them: said so that the index of a project's own is seen to suffice."""
     tuned = and_(ModelVersion.deleted_at.is_(None), ModelVersion.kind == VersionKind.TUNED)
-    return tuned if project_id is None else and_(tuned, ModelVersion.project_id == project_id)
+    if project_id is None:
+        return tuned
+    # Written out, not as a parameter: a plan for any project would read all the models of one that has many.
+    own = bindparam(None, project_id, type_=String(), literal_execute=True, unique=True)
+    return and_(tuned, ModelVersion.project_id == own)
 
 
 def _visible_untuned(project_id: str | None) -> ColumnElement[bool]:
