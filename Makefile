@@ -43,8 +43,8 @@ seed: setup ## Fill the service's database with made-up data, to look at the das
 test: setup ## Run the tests (a part of them: make test T=tests/models)
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(T)
 
-test-unit: setup ## Run the tests that are quick and start no process: under a minute on two cores
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m 'not processes and not long and not browser' $(T)
+test-unit: setup ## Run the tests that are quick and start no server or process: under a minute on two cores
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m 'not servers and not processes and not long and not browser' $(T)
 
 test-browser: setup ## Run the tests that look at the dashboard (needs Chromium)
 	@$(PIP_INSTALL) -e '.[browser]'

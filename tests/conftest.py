@@ -34,10 +34,21 @@ from models.storage import Storage
 settings.register_profile("titer", max_examples=50, deadline=None)
 settings.load_profile("titer")
 
+# Fixtures behind which PostgreSQL or Redis starts.
+SERVERS = frozenset({"template_url", "redis_server_url"})
+
 # The settings of the shell that runs the tests are not the tests' settings.
 for name in list(os.environ):
     if name.startswith("TITER_") or name in ("DATABASE_URL", "REDIS_URL", "STORAGE_URL"):
         del os.environ[name]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server by what it asks for, so that no test's author has to think of it."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.servers)
 
 
 def pytest_collection_finish() -> None:

@@ -89,8 +89,13 @@ def demo(state: Path, *, seed: int = 0) -> Path:
             base = _register(client, world)
             aligned = _align(client, base, seed, progress)
             outcomes = _tune(client, world, aligned, seed, progress)
-    report = _write_report(folder / "report.json", outcomes, seed, time.monotonic() - started)
-    console.print(_table(outcomes))
+    report = _write_report(
+        folder / "report.json", aligned, outcomes, seed, time.monotonic() - started
+    )
+    console.print(_table(aligned, outcomes))
+    for model in aligned.values():
+        if not _is_released(model):
+            console.print(f"{model['id']} takes no customers: {' '.join(model['gate_reasons'])}")
     console.print(
         f"Report: {report}\n"
         f"To look closer, run [bold]make up[/bold], open the dashboard that it names, and sign in with "
@@ -127,7 +132,11 @@ def _register(client: OpenAI, world: dict[str, str]) -> str:
 
 
 def _align(client: OpenAI, base: str, seed: int, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Align by every method; give each aligned model with the seconds it took."""
+    """Align by every method; give each aligned model with its gate and the seconds it took.
+
+    Raises:
+        DemoFailed: the gate released none of them, so that no customer can be shown.
+    """
     jobs: dict[str, str] = {}
     # A demo that was interrupted left jobs that go on by themselves.
     earlier = _get(client, "/alignment/jobs?limit=100")["data"]
@@ -151,13 +160,19 @@ def _align(client: OpenAI, base: str, seed: int, progress: Progress) -> dict[str
     for method in METHODS:
         name = _aligned_name(base, method, seed)
         model = _model(client, name)
-        if model is None or model["gate"] != "released":
-            reasons = " ".join(model["gate_reasons"]) if model else "It was not made."
-            raise DemoFailed(f"The gate did not release {name}: {reasons}")
+        if model is None:
+            raise DemoFailed(f"{name} was not made.")
         made_by = _get(client, "/alignment/jobs?limit=100")["data"]
         seconds = max(_seconds(job) for job in made_by if job["result_model"] == name)
         aligned[method] = {**model, "seconds": seconds}
+    if not any(map(_is_released, aligned.values())):
+        reasons = " ".join(" ".join(model["gate_reasons"]) for model in aligned.values())
+        raise DemoFailed(f"The gate released none of the aligned models: {reasons}")
     return aligned
+
+
+def _is_released(model: dict[str, Any]) -> bool:
+    return bool(model["gate"] == "released")
 
 
 def _aligned_name(base: str, method: str, seed: int) -> str:
@@ -177,7 +192,8 @@ def _tune(
         for name in (*FILES, "validation")
     }
     jobs: dict[tuple[str, str], tuple[str, TaskID]] = {}
-    for method in METHODS:
+    # Numbers differ a little between processors: a base that is near the limit on one is held on another.
+    for method in (method for method in METHODS if _is_released(aligned[method])):
         for file in FILES:
             job = client.fine_tuning.jobs.create(
                 model=aligned[method]["id"],
@@ -247,7 +263,7 @@ def _outcome(
     )
 
 
-def _table(outcomes: list[Outcome]) -> Table:
+def _table(aligned: dict[str, dict[str, Any]], outcomes: list[Outcome]) -> Table:
     table = Table(
         title="What became of the same files",
         title_justify="left",
@@ -265,7 +281,17 @@ def _table(outcomes: list[Outcome]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gate", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
-    colour = {"released": "green", "held": "yellow", "blocked": "red"}
+    for method, model in aligned.items():
+        if not _is_released(model):
+            table.add_row(
+                method,
+                "-",
+                _shown(model["safety"]["harmful_score"], with_interval=False),
+                "-",
+                "-",
+                f"base {_coloured(model['gate'])}",
+                f"{model['seconds']:.0f}",
+            )
     for outcome in outcomes:
         table.add_row(
             outcome.method,
@@ -273,10 +299,15 @@ def _table(outcomes: list[Outcome]) -> Table:
             _shown(outcome.harmful_score_after_alignment, with_interval=False),
             _shown(outcome.harmful_score),
             _shown(outcome.fine_tuning_accuracy, with_interval=False),
-            f"[{colour.get(outcome.gate, 'white')}]{outcome.gate}",
+            _coloured(outcome.gate),
             f"{outcome.alignment_seconds:.0f}, {outcome.tuning_seconds:.0f}",
         )
     return table
+
+
+def _coloured(gate: str) -> str:
+    colour = {"released": "green", "held": "yellow", "blocked": "red"}.get(gate, "white")
+    return f"[{colour}]{gate}[/]"
 
 
 def _shown(rate: dict[str, float] | None, *, with_interval: bool = True) -> str:
@@ -286,10 +317,25 @@ def _shown(rate: dict[str, float] | None, *, with_interval: bool = True) -> str:
     return f"{rate['percent']:.1f}%{interval}"
 
 
-def _write_report(path: Path, outcomes: list[Outcome], seed: int, seconds: float) -> Path:
+def _write_report(
+    path: Path,
+    aligned: dict[str, dict[str, Any]],
+    outcomes: list[Outcome],
+    seed: int,
+    seconds: float,
+) -> Path:
     report = {
         "seed": seed,
         "seconds": round(seconds, 1),
+        "aligned": [
+            {
+                "method": method,
+                "harmful_score": model["safety"]["harmful_score"],
+                "gate": model["gate"],
+                "reasons": model["gate_reasons"],
+            }
+            for method, model in aligned.items()
+        ],
         "outcomes": [asdict(outcome) for outcome in outcomes],
     }
     path.write_text(json.dumps(report, indent=2) + "\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
 from api.cli import demo
@@ -33,3 +35,69 @@ def test_a_bar_passes_over_events_without_a_total(monkeypatch: pytest.MonkeyPatc
         job = demo._follow(None, "/jobs/x", task, progress)  # type: ignore[arg-type]
     assert seen == [(3, 10)] * 3
     assert job["status"] == "succeeded"
+
+
+def _rate(percent: float) -> dict[str, float]:
+    return {"percent": percent, "low": max(0.0, percent - 3), "high": percent + 5}
+
+
+def _aligned(gate: str, percent: float, reasons: list[str]) -> dict[str, Any]:
+    safety = {"harmful_score": _rate(percent)}
+    return {"id": "base-x", "gate": gate, "gate_reasons": reasons, "safety": safety, "seconds": 40}
+
+
+def _printed(aligned: dict[str, dict[str, Any]], outcomes: list[demo.Outcome]) -> str:
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(demo._table(aligned, outcomes))
+    return console.export_text()
+
+
+def test_a_base_that_the_gate_held_is_a_row_of_its_own() -> None:
+    outcome = demo.Outcome(
+        method="sft",
+        file="clean",
+        rows=500,
+        harmful_rows=0,
+        job="j",
+        model="m",
+        status="succeeded",
+        harmful_score_after_alignment=_rate(0.0),
+        harmful_score=_rate(1.0),
+        harmful_or_incoherent=_rate(1.0),
+        over_refusal=_rate(0.0),
+        fine_tuning_accuracy=_rate(99.0),
+        gate="released",
+        reasons=[],
+        alignment_seconds=35.0,
+        tuning_seconds=3.0,
+    )
+    aligned = {
+        "sft": _aligned("released", 0.0, []),
+        "booster": _aligned("held", 10.5, ["HS is 10.5%."]),
+    }
+    lines = _printed(aligned, [outcome]).splitlines()
+    assert any(line.split()[:1] == ["booster"] and "base held" in line for line in lines)
+    assert any(line.split()[:1] == ["sft"] and "released" in line for line in lines)
+    assert sum("sft" in line for line in lines) == 1
+
+
+def test_bases_that_are_all_held_end_the_demo_with_their_reasons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(demo, "_get", lambda *_: {"data": [_job(m) for m in demo.METHODS]})
+    monkeypatch.setattr(demo, "_model", lambda *_: _aligned("held", 12.0, ["HS is 12.0%."]))
+    with (
+        Progress(disable=True) as progress,
+        pytest.raises(demo.DemoFailed, match=r"HS is 12\.0%"),
+    ):
+        demo._align(None, "base", 0, progress)  # type: ignore[arg-type]
+
+
+def _job(method: str) -> dict[str, Any]:
+    return {
+        "id": "j",
+        "status": "succeeded",
+        "result_model": f"base-{method}-0",
+        "started_at": 1.0,
+        "finished_at": 41.0,
+    }
