@@ -336,6 +336,9 @@ def _labels(given: list[str]) -> dict[str, str]:
 def _print_job(job: Json) -> None:
     safety, data_risk = job["safety"] or {}, job["data_risk"] or {}
     error = job["error"] or {}
+    reasons = " ".join(safety.get("reasons", []))
+    # A blocked model's error says them itself.
+    is_said = reasons in error.get("message", "")
     numbers = {**job["hyperparameters"], **(job["method"].get("alignment") or {})}
     print_facts(
         [
@@ -354,7 +357,7 @@ def _print_job(job: Json) -> None:
             ("rows flagged", share(data_risk.get("harmful_share"))),
             ("data review", (data_risk.get("review") or {}).get("status")),
             ("gate", gate(safety["gate"]) if safety else None),
-            ("reasons", " ".join(safety.get("reasons", []))),
+            ("reasons", None if is_said else reasons),
             *safety_facts(safety),
             ("error", error.get("message")),
         ]
