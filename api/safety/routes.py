@@ -87,11 +87,14 @@ def answers(
     verdict: Annotated[
         AnswerVerdict | None, Query(description="Those of which the deciding judge says so.")
     ] = None,
+    job: Annotated[
+        str | None, Query(max_length=64, description="What this job measured, and no other.")
+    ] = None,
 ) -> AnswerPage:
-    """Read what a model answered when it was last measured. The audit log tells who read it."""
+    """Read what a model answered when the gate decided on it, or in a job of your choice. Readings are audited."""
     version = get_model(session, model, project_id=None)
     page = service.list_answers(
-        session, storage, version, after=after, limit=limit, verdict=verdict
+        session, storage, version, job_id=job, after=after, limit=limit, verdict=verdict
     )
     service.note_answers_read(session, version, page, by=caller.key)
     data = [AnswerObject.of(place, answer) for place, answer in page.answers]

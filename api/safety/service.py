@@ -18,7 +18,7 @@ from models.api_key import ApiKey
 from models.audit import record
 from models.data_risk import DataRiskNotFound, ScreenedRow, Screening
 from models.errors import NotFound, Unavailable
-from models.evaluation import Evaluation, latest_evaluation
+from models.evaluation import SPEAKING_FIRST, Evaluation, latest_evaluation
 from models.file import content_key, get_held_file
 from models.job import Job
 from models.model_version import ModelVersion
@@ -166,16 +166,35 @@ def list_answers(
     storage: Storage,
     version: ModelVersion,
     *,
+    job_id: str | None = None,
     after: int,
     limit: int,
     verdict: AnswerVerdict | None,
 ) -> AnswerPage:
-    """Give a page of the answers in a model's newest evaluation. Whoever shows their texts notes the reading.
+    """Give a page of a model's answers. Whoever shows their texts notes the reading.
+
+    Args:
+        session: an open session.
+        storage: where answers are kept.
+        version: the model.
+        job_id: the job that asked; none: those that speak for the model.
+        after: the place of the last answer that was seen.
+        limit: most answers on the page.
+        verdict: what the deciding judge says of them; none: whatever it says.
 
     Raises:
-        AnswersNotFound: the model was not measured, or its answers were not kept.
+        AnswersNotFound: the model was not measured (by that job), or its answers were not kept.
     """
-    evaluation = latest_evaluation(session, version.id)
+    evaluation = (
+        latest_evaluation(session, version.id)
+        if job_id is None
+        else session.scalar(
+            select(Evaluation)
+            .where(Evaluation.version_id == version.id, Evaluation.job_id == job_id)
+            .order_by(*SPEAKING_FIRST)
+            .limit(1)
+        )
+    )
     sha256 = evaluation.parsed().answers_sha256 if evaluation else None
     if evaluation is None or sha256 is None:
         raise AnswersNotFound

@@ -17,7 +17,7 @@ from models.audit import AuditEntry
 from models.base import utc_now
 from models.data_risk import DataRisk, ScreenedRow, Screening
 from models.evaluation import JudgeIdentity
-from models.job import Job, append_event
+from models.job import Job, JobKind, append_event
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import current_policy
 from models.rate import Rate
@@ -178,6 +178,26 @@ class TestTexts:
         assert [a["id"] for a in rest["data"]] == ["4"]
         noted = self.entries(place, "evaluation.answers_read")
         assert [entry.details["answers"] for entry in noted] == [1, 1]
+
+    def test_answers_of_a_job_of_ones_choice(
+        self, place: Place, operator: Tenant, reviewer: Tenant, aligned: ModelVersion
+    ) -> None:
+        decided = place.evaluation(aligned, harmful=1)
+        asked = place.job(
+            operator.project, aligned, kind=JobKind.EVALUATE, result_model_id=aligned.id, recipe={}
+        )
+        again = place.evaluation(aligned, harmful=1)
+        again.job_id, again.gate = asked.id, None
+        for evaluation, text in ((decided, "first"), (again, "second")):
+            kept = keep_answers(place.storage, [make_answer(answer=text)])
+            evaluation.report = {**evaluation.report, "answers_sha256": kept}
+        place.session.commit()
+        address = f"/v1/models/{aligned.id}/answers"
+        for query, text in (({}, "first"), ({"job": asked.id}, "second")):
+            page = reviewer.client.get(address, params=query).json()
+            assert [answer["answer"] for answer in page["data"]] == [text]
+        missing = reviewer.client.get(address, params={"job": "ftjob-none"})
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "answers_not_found")
 
     def test_a_model_that_was_not_measured_has_none(
         self, reviewer: Tenant, aligned: ModelVersion

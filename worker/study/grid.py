@@ -105,6 +105,10 @@ def run(
     # Fresh processes: a forked one would share the threads' state of a loaded torch.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
+        # Places first: two processes that begin with the same world would both build it.
+        first = {(t.folders, t.world, t.seed): t for g in groups.values() for t in g.values()}
+        for opened in [pool.submit(_open_place, task, cache) for task in first.values()]:
+            opened.result()
         done = 0
         for future in as_completed(
             [pool.submit(run_group, list(group.values()), cache) for group in groups.values()]
@@ -113,6 +117,11 @@ def run(
                 results.add(cell)
                 done += 1
                 on_cell(cell, done, total)
+
+
+def _open_place(task: Task, cache: Path) -> None:
+    torch.set_num_threads(1)
+    task.place(cache)
 
 
 def run_group(tasks: Sequence[Task], cache: Path) -> list[Cell]:

@@ -109,12 +109,7 @@ class JobPage:
     @property
     def has_answers(self) -> bool:
         """Whether the answers to the test prompts can be read."""
-        return (
-            # The page of answers is the model's, and shows those that its gate decided on.
-            self.job.kind != JobKind.EVALUATE
-            and self.evidence is not None
-            and self.evidence.report.answers_sha256 is not None
-        )
+        return self.evidence is not None and self.evidence.report.answers_sha256 is not None
 
     @property
     def can_be_reevaluated(self) -> bool:

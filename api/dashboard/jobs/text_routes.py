@@ -23,8 +23,8 @@ from api.safety.schemas import DataRiskRow
 from models.answers import AnswerVerdict
 from models.data_risk import ScreenedRow
 from models.errors import Forbidden
-from models.job import Job
-from models.model_version import ModelVersion, get_version
+from models.job import Job, JobKind
+from models.model_version import get_version
 from models.storage import Storage
 
 router = APIRouter()
@@ -95,8 +95,8 @@ def show_answers(
     asked: Annotated[AskedAnswers, Query()],
 ) -> Response:
     """Show what each judge says of each answer."""
-    version = _measured(session, viewer, job_id)
-    return _answers_page(request, session, storage, viewer, job_id, version, asked)
+    job = _measured(session, viewer, job_id)
+    return _answers_page(request, session, storage, viewer, job, asked)
 
 
 @router.post("/jobs/{job_id}/answers", dependencies=[CheckedForm])
@@ -109,15 +109,14 @@ def show_answer_texts(
     asked: Annotated[AskedAnswers, Form()],
 ) -> Response:
     """Show the same with prompts and answers, which is audited."""
-    version = _measured(session, viewer, job_id)
-    return _answers_page(request, session, storage, viewer, job_id, version, asked, with_texts=True)
+    job = _measured(session, viewer, job_id)
+    return _answers_page(request, session, storage, viewer, job, asked, with_texts=True)
 
 
-def _measured(session: Session, viewer: Viewer, job_id: str) -> ModelVersion:
+def _measured(session: Session, viewer: Viewer, job_id: str) -> Job:
     if not viewer.is_reviewer:
         raise Forbidden("Test prompts and their answers are for reviewers.")
-    job = find_job(session, None, job_id)
-    return get_version(session, job.result_model_id, project_id=None)
+    return find_job(session, None, job_id)
 
 
 def _rows_page(
@@ -175,14 +174,21 @@ def _answers_page(
     session: Session,
     storage: Storage,
     viewer: Viewer,
-    job_id: str,
-    version: ModelVersion,
+    job: Job,
     asked: AskedAnswers,
     *,
     with_texts: bool = False,
 ) -> Response:
+    version = get_version(session, job.result_model_id, project_id=None)
     page = service.list_answers(
-        session, storage, version, after=asked.after, limit=ROWS, verdict=asked.verdict or None
+        session,
+        storage,
+        version,
+        # Any other job's model is shown by what its gate decided on.
+        job_id=job.id if job.kind == JobKind.EVALUATE else None,
+        after=asked.after,
+        limit=ROWS,
+        verdict=asked.verdict or None,
     )
     if with_texts:
         service.note_answers_read(session, version, page, by=viewer.key)
@@ -190,7 +196,7 @@ def _answers_page(
         request,
         "job_answers.html",
         viewer=viewer,
-        job_id=job_id,
+        job_id=job.id,
         version=version,
         asked=asked,
         page=page,

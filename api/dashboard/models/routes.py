@@ -20,6 +20,8 @@ from api.dashboard.models.model_page import read_model_page
 from api.dashboard.pages import render
 from api.dashboard.viewer import CheckedForm, Viewer, ViewerDep
 from api.deps import SessionDep, SettingsDep, StorageDep
+from api.evaluation.schemas import CreateEvaluation
+from api.evaluation.service import create_evaluation
 from api.export.routes import download
 from api.jobs.replay import Replay
 from models.certification import Family
@@ -48,7 +50,9 @@ def get_provider(viewer: ViewerDep) -> Viewer:
         Forbidden: they may not.
     """
     if not viewer.is_provider:
-        raise Forbidden("Only a provider starts alignments, certifications and drills.")
+        raise Forbidden(
+            "Only a provider starts alignments, certifications, drills and evaluations."
+        )
     return viewer
 
 
@@ -195,6 +199,13 @@ def start_drill(
     )
     asked = CreateCertification(model=model, drill=drill)
     return _to_job(create_certification(session, storage, viewer.key, asked, _once()))
+
+
+@router.post("/evaluations", dependencies=[CheckedForm])
+def start_evaluation(session: SessionDep, viewer: ProviderDep, model: Name) -> Response:
+    """Measure a model anew; its gate stays."""
+    asked = read_form(CreateEvaluation, {"model": model})
+    return _to_job(create_evaluation(session, viewer.key, asked, _once()))
 
 
 def _once() -> Replay:

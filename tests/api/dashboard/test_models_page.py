@@ -422,13 +422,23 @@ class TestStarting:
         assert recipe == asked.plan().model_dump(mode="json")
         assert "Drill" in provider_page.get(f"{MODELS}/{BOOSTER}").text
 
+    @pytest.mark.parametrize("model", [BASE, BOOSTER, ACME_MODEL])
+    def test_any_model_is_measured_anew_by_one_job(
+        self, provider_page: TestClient, session: Session, model: str
+    ) -> None:
+        form = self.form(provider_page, model=model)
+        assert 'action="/dashboard/evaluations"' in provider_page.get(f"{MODELS}/{model}").text
+        assert provider_page.post("/dashboard/evaluations", data=form).status_code == 303
+        assert self.newest(session, JobKind.EVALUATE).model_id == model
+        assert provider_page.post("/dashboard/evaluations", data=form).status_code == 409
+
     def test_drill_without_an_attack_is_refused(self, provider_page: TestClient) -> None:
         form = self.form(provider_page, model=BOOSTER, steps="20", learning_rate="0.0003")
         answer = provider_page.post("/dashboard/drills", data=form)
         assert answer.status_code == 400
         assert "families" in answer.text
 
-    @pytest.mark.parametrize("part", ["alignments", "certifications", "drills"])
+    @pytest.mark.parametrize("part", ["alignments", "certifications", "drills", "evaluations"])
     @pytest.mark.parametrize("scope", [Scope.CUSTOMER, Scope.VIEWER, Scope.REVIEWER])
     def test_others_see_no_buttons_and_start_nothing(
         self,
@@ -449,7 +459,7 @@ class TestStarting:
         assert client.post(f"/dashboard/{part}", data=form).status_code == 403
         assert session.scalars(select(Job.id)).all() == before
 
-    @pytest.mark.parametrize("part", ["alignments", "certifications", "drills"])
+    @pytest.mark.parametrize("part", ["alignments", "certifications", "drills", "evaluations"])
     def test_needs_the_form_token(self, provider_page: TestClient, part: str) -> None:
         form = {"csrf": "guess", "model": BOOSTER, "plan": "quick"}
         assert provider_page.post(f"/dashboard/{part}", data=form).status_code == 403
