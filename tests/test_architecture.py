@@ -17,6 +17,11 @@ from api import queue
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("api", "models", "worker")
 TENSORS = ("torch", "transformers", "peft", "accelerate", "safetensors")
+#: What the service is made of. A client of it that loads one of these takes seconds to say a word.
+SERVICE = (
+    *("alembic", "celery", "fastapi", "huggingface_hub", "obstore", "psycopg", "pydantic", "redis"),
+    *("sqlalchemy", "starlette"),
+)
 CONTRACTS = [
     contract["name"]
     for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
@@ -91,6 +96,9 @@ class TestWhatIsLoaded:
     def test_the_api_s_processes_load_no_tensors(self) -> None:
         modules = "api.app, api.sweeper, api.cli, api.embedded.up"
         assert loaded_after(modules, TENSORS) == "[]"
+
+    def test_the_command_line_loads_nothing_that_the_service_is_made_of(self) -> None:
+        assert loaded_after("api.cli.main", (*TENSORS, *SERVICE)) == "[]"
 
     def test_whoever_can_open_a_database_knows_every_table(self) -> None:
         described = {
