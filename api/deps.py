@@ -21,9 +21,10 @@ from api.queue import Doorbell, ring
 from api.rate_limits import RateLimiter, RateLimitExceeded
 from api.request_log import note_key
 from models import tracing
-from models.api_key import STAFF, ApiKey, Project, Scope, find_key, note_use
+from models.api_key import ApiKey, Project, find_key, note_use
 from models.errors import Forbidden, Unauthorized
 from models.project import Quotas
+from models.scope import STAFF, Scope
 from models.session import SessionFactory
 from models.settings import Settings
 from models.storage import Storage

@@ -30,7 +30,8 @@ from sqlalchemy.orm import Session
 from api.app import create_app
 from api.embedded.database import upgrade
 from api.embedded.postgres import EmbeddedPostgres
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
+from models.scope import Scope
 from models.session import make_engine, session_factory
 from models.settings import Settings
 from tests.models.factories import make_report

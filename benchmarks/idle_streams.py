@@ -29,9 +29,10 @@ from sqlalchemy.orm import Session
 from api.embedded.database import upgrade
 from api.embedded.postgres import EmbeddedPostgres
 from benchmarks.upload_memory import free_port
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
 from models.job import Job, JobKind, JobStatus, append_event, lock_job
 from models.model_version import ModelVersion, VersionKind
+from models.scope import Scope
 from models.session import make_engine, psycopg_arguments
 
 NOWHERE = "postgresql://127.0.0.1:1/none"

@@ -28,7 +28,8 @@ from openai import OpenAI
 
 from api.embedded.database import upgrade
 from api.embedded.postgres import EmbeddedPostgres
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
+from models.scope import Scope
 from models.session import make_engine, session_factory
 
 MEGABYTE = 1_000_000

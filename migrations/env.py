@@ -5,9 +5,9 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, text
 
-from models import Base
 from models.session import make_engine
 from models.settings import Settings
+from models.tables import Base
 
 # A migration that waits for a lock blocks every query behind it; better to fail and be run again.
 LOCK_TIMEOUT = "10s"

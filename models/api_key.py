@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from sqlalchemy import ForeignKey, or_, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -15,29 +14,11 @@ from sqlalchemy.types import String
 from models.base import Base, new_id, utc_now
 from models.errors import Unauthorized
 from models.project import Project as Project
+from models.scope import Scope
 
 TOKEN_PREFIX = "titer-"  # noqa: S105 - the public start of every key, not a secret
 # A key's last use is noted at most this often: every request would be a write otherwise.
 USE_NOTED_EVERY = timedelta(minutes=1)
-
-
-class Scope(StrEnum):
-    """What a key may do."""
-
-    #: Files, jobs and tuned models of the key's own project.
-    CUSTOMER = "customer"
-    #: See every project's jobs and models, and change nothing.
-    VIEWER = "viewer"
-    #: See what a viewer sees, and decide on held models.
-    REVIEWER = "reviewer"
-    #: Register bases, align, certify and evaluate them.
-    PROVIDER = "provider"
-    #: Run the service: tenants, keys, quotas and policies, and all that reviewers and providers may.
-    OPERATOR = "operator"
-
-
-#: Who sees every project's files, jobs and models.
-STAFF = frozenset({Scope.VIEWER, Scope.REVIEWER, Scope.PROVIDER, Scope.OPERATOR})
 
 
 class ApiKey(Base):

@@ -16,7 +16,8 @@ from sqlalchemy import ColumnElement, case, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from models.job import Job, JobStatus, Lease, claim
-from models.project import Priority, Project
+from models.priority import Priority
+from models.project import Project
 
 # Any number that no other advisory lock has.
 CLAIM_LOCK = 0x7469746572

@@ -7,21 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, new_id, utc_now
-
-
-class Priority(StrEnum):
-    """Whose jobs are taken first. Operators set it for a project."""
-
-    HIGH = "high"
-    NORMAL = "normal"
-    LOW = "low"
+from models.priority import Priority
 
 
 @dataclass(frozen=True, slots=True)

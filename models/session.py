@@ -7,6 +7,9 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
+# Tables refer to one another by name: whoever opens a database knows them all.
+import models.tables  # noqa: F401
+
 SessionFactory = sessionmaker[Session]
 
 

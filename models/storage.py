@@ -22,6 +22,7 @@ import obstore
 from obstore.exceptions import NotFoundError as ObjectNotFound
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from models.digest import sha256_of
 from models.errors import NotFound
 from models.rows import split_lines
 
@@ -62,15 +63,6 @@ class Manifest:
 
     sha256: str
     files: Mapping[str, StoredFile]
-
-
-def sha256_of(path: Path) -> str:
-    """Hash a file without holding it in memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while chunk := handle.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class Storage:

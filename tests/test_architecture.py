@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,11 @@ from api import queue
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("api", "models", "worker")
 TENSORS = ("torch", "transformers", "peft", "accelerate", "safetensors")
+#: What the service is made of. A client of it that loads one of these takes seconds to say a word.
+SERVICE = (
+    *("alembic", "celery", "fastapi", "huggingface_hub", "obstore", "psycopg", "pydantic", "redis"),
+    *("sqlalchemy", "starlette"),
+)
 CONTRACTS = [
     contract["name"]
     for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
@@ -91,6 +97,21 @@ class TestWhatIsLoaded:
         modules = "api.app, api.sweeper, api.cli, api.embedded.up"
         assert loaded_after(modules, TENSORS) == "[]"
 
+    def test_the_command_line_loads_nothing_that_the_service_is_made_of(self) -> None:
+        assert loaded_after("api.cli.main", (*TENSORS, *SERVICE)) == "[]"
+
+    def test_whoever_can_open_a_database_knows_every_table(self) -> None:
+        described = {
+            name
+            for path in (ROOT / "models").glob("*.py")
+            for name in re.findall(r'__tablename__ = "(\w+)"', path.read_text())
+        }
+        result = run(
+            "import models.session; from models.base import Base; print(*Base.metadata.tables)"
+        )
+        assert result.returncode == 0, result.stderr
+        assert set(result.stdout.split()) == described
+
     @pytest.mark.parametrize("modules", ["api.app, api.sweeper", "worker.metrics, worker.stages"])
     def test_who_does_not_trace_loads_no_tracer(self, modules: str) -> None:
         assert loaded_after(modules, ("opentelemetry.sdk.trace", "models.spans")) == "[]"
@@ -106,9 +127,8 @@ class TestWhatIsLoaded:
         assert loaded_after(modules, forbidden) == "[]"
 
     def test_a_trainer_loads_neither_queue_nor_settings(self) -> None:
-        # The tables' definitions come along with the package `models`; nothing that could open them does.
         modules = "worker.trainers.loop, worker.trainers.methods"
-        forbidden = ("celery", "fastapi", "psycopg", "models.session", "models.settings")
+        forbidden = ("celery", "fastapi", "sqlalchemy", "models.session", "models.settings")
         assert loaded_after(modules, forbidden) == "[]"
 
 

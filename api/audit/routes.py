@@ -13,7 +13,8 @@ from api.audit.schemas import AuditObject, AuditVerification, OrganizationLog
 from api.audit.service import Wanted
 from api.deps import SessionDep, require_staff
 from api.schemas import After, Identifier, Listing, PageLimit, Schema
-from models.audit import Head, verify
+from models.audit import verify
+from models.audit_chain import Head
 from models.errors import DomainError
 
 router = APIRouter(tags=["audit"], dependencies=[Depends(require_staff)])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from api.schemas import JsonObject, Schema
-from models.audit import AuditEntry, ChainReport
+from models.audit import AuditEntry
+from models.audit_chain import ChainReport
 from models.base import unix
 
 

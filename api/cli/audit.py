@@ -11,7 +11,7 @@ import typer
 
 from api.cli.connection import Json, connected, fail
 from api.cli.output import AsJson, moment, print_facts, print_json, print_table
-from models.audit import ChainReport, Head, check_chain
+from models.audit_chain import ChainReport, Head, check_chain
 
 app = typer.Typer(no_args_is_help=True, help="Read, export and verify the audit log.")
 

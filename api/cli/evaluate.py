@@ -21,7 +21,7 @@ from rich.text import Text
 from api.cli.connection import Json, fail
 from api.cli.output import console, print_json
 from api.cli.torch_process import TorchProcessFailed, read_json_lines
-from api.registry.base_models import InvalidBase, check_folder
+from api.registry.base_files import InvalidBase, check_folder
 
 #: One row: what, the number, its interval or what else belongs to it, and n.
 Row = tuple[str, str, str, str]

@@ -8,7 +8,7 @@ import typer
 
 from api.cli.connection import Json, connected
 from api.cli.output import AsJson, moment, print_facts, print_json, print_table
-from models.api_key import Scope
+from models.scope import Scope
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, rotate and revoke API keys.")
 

@@ -9,7 +9,7 @@ import typer
 
 from api.cli.connection import Connection, Json, connected
 from api.cli.output import AsJson, moment, print_facts, print_json, print_table
-from models.project import Priority
+from models.priority import Priority
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, limit and archive projects.")
 

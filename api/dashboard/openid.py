@@ -24,8 +24,8 @@ from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
 from api.keys.people import Person
-from models.api_key import Scope
 from models.errors import DomainError, Forbidden
+from models.scope import Scope
 from models.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -15,8 +15,9 @@ from fastapi import Depends, Form, Request
 from sqlalchemy.orm import Session
 
 from api.deps import Caller, SessionDep, check_may_change
-from models.api_key import STAFF, ApiKey, Scope
+from models.api_key import ApiKey
 from models.errors import Forbidden
+from models.scope import STAFF, Scope
 from models.session import SessionFactory
 
 

@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from api.keys.service import living_project
 from api.locks import lock_name
-from models.api_key import ApiKey, Scope, create_key
+from models.api_key import ApiKey, create_key
 from models.audit import record
 from models.base import utc_now
 from models.errors import Forbidden
+from models.scope import Scope
 
 
 class AccessRevoked(Forbidden):

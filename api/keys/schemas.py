@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints
 
 from api.schemas import Schema
-from models.api_key import ApiKey, Scope
+from models.api_key import ApiKey
 from models.base import unix
+from models.scope import Scope
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
 Lifetime = Annotated[int, Field(ge=60, le=10 * 366 * 24 * 3600, description="Seconds from now.")]

@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 
 from api.keys.schemas import CreateKey
 from api.locks import lock_name
-from models.api_key import ApiKey, Project, Scope, create_key
+from models.api_key import ApiKey, Project, create_key
 from models.audit import DATABASE, Actor, record
 from models.base import utc_now
 from models.errors import Conflict, DomainError, NotFound
+from models.scope import Scope
 
 FIRST_PROJECT = "default"
 NEVER = datetime.max.replace(tzinfo=UTC)

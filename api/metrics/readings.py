@@ -22,7 +22,8 @@ from models.base import utc_now
 from models.evaluation import Evaluation
 from models.job import TERMINAL, Job, JobKind, JobStatus, awaiting_review
 from models.model_version import Gate, ModelVersion, VersionKind
-from models.project import Priority, Project
+from models.priority import Priority
+from models.project import Project
 from models.webhook import DeliveryStatus, WebhookDelivery, WebhookEndpoint
 from models.worker import GONE_AFTER, Worker
 

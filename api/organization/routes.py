@@ -34,8 +34,8 @@ from api.organization.schemas import (
 )
 from api.organization.usage import EARLIEST, LATEST, Width, read_usage
 from api.schemas import After, Deleted, Identifier, Listing, PageLimit
-from models.api_key import Scope
 from models.base import unix, utc_now
+from models.scope import Scope
 
 router = APIRouter(prefix="/v1/organization", tags=["organization"])
 OPERATORS = [Depends(require_operator)]

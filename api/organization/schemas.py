@@ -10,7 +10,7 @@ from api.keys.schemas import Lifetime, Name
 from api.schemas import JsonObject, Listing, Schema
 from models.api_key import TOKEN_PREFIX, ApiKey, Project
 from models.base import unix
-from models.project import Priority
+from models.priority import Priority
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Amount = Annotated[int, Field(ge=0, le=2**53)]

@@ -15,7 +15,8 @@ from api.keys.service import ProjectNotFound
 from api.locks import lock_name
 from api.policies.schemas import CreatePolicy, DryRun
 from models.api_key import ApiKey, Project
-from models.audit import hash_content, record
+from models.audit import record
+from models.audit_chain import hash_content
 from models.base import utc_now
 from models.data_risk import Screening, count_flagged, decide_on_rows
 from models.errors import Conflict, DomainError, NotFound

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.storage import sha256_of
+from models.digest import sha256_of
 
 REPORT_FILE = "safety_report.json"
 

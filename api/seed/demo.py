@@ -32,13 +32,14 @@ from api.seed.states import (
     seed_version,
 )
 from api.seed.tenants import limit_near_use, limit_running, remember_risks, seed_roles, seed_tenants
-from models.api_key import ApiKey, Project, Scope
+from models.api_key import ApiKey, Project
 from models.base import utc_now
 from models.errors import Conflict
 from models.file import content_key
 from models.job import Job, JobStatus, Stage
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, decide
+from models.scope import Scope
 from models.storage import Storage
 from models.webhook import WebhookEndpoint, WebhookEventType
 

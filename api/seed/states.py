@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from api.policies.schemas import CreatePolicy
 from api.policies.service import create_policy
-from models.api_key import ApiKey, Project, Scope, create_key
+from models.api_key import ApiKey, Project, create_key
 from models.audit import record
 from models.base import utc_now
 from models.data_risk import DataRisk, Outcome, Screening
@@ -38,6 +38,7 @@ from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import DataAction, PolicyRules, SafetyPolicy, Verdict, current_policy, decide
 from models.rate import Rate
 from models.review import Appeal, ReviewApproval
+from models.scope import Scope
 
 BASE = "sandbox-base"
 #: Of every training file: no bytes have it.

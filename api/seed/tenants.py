@@ -11,11 +11,12 @@ from api.keys.service import make_key
 from api.organization.quotas import MEASURES
 from api.organization.schemas import CreateProject, QuotaLimits, UpdateProject
 from api.organization.service import create_project, update_project
-from models.api_key import ApiKey, Project, Scope
+from models.api_key import ApiKey, Project
 from models.base import utc_now
 from models.evaluation import latest_evaluation
-from models.project import Priority
+from models.priority import Priority
 from models.risk import Ancestor, TunedModel, add_up, risk_history
+from models.scope import Scope
 
 GIB = 1024**3
 

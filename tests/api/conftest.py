@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import create_app
 from api.inference.service import make_client
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
 from models.base import new_id
 from models.data_risk import DataReview
 from models.evaluation import Evaluation
@@ -23,6 +23,7 @@ from models.hyperparameters import FinetuneHyperparameters, resolve_finetune
 from models.job import Job, JobKind, JobStatus, Stage, append_event, await_review
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.safety_set import HEADER
+from models.scope import Scope
 from models.settings import Settings
 from models.storage import Storage
 from tests.models.factories import make_report, make_screening

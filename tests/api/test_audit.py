@@ -13,7 +13,8 @@ from openai import OpenAI
 from sqlalchemy import select, text
 
 from models.api_key import ApiKey
-from models.audit import SERVICE, check_chain, record
+from models.audit import SERVICE, record
+from models.audit_chain import check_chain
 from models.model_version import ModelVersion
 from tests.api.conftest import Place, Tenant
 from tests.api.server import serve

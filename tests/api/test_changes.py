@@ -22,9 +22,9 @@ from api.app import create_app
 from api.event_stream import changes as changes_module
 from api.event_stream import service
 from api.event_stream.changes import EVERY_JOB, LISTENER_NAME, Bell, Changes
-from models.api_key import Scope
 from models.job import Job, JobStatus, append_event, lock_job
 from models.model_version import VersionKind
+from models.scope import Scope
 from models.session import make_engine, psycopg_arguments
 from models.settings import Settings
 from models.storage import Storage

@@ -17,12 +17,13 @@ from api.cli import app as titer
 from api.cli import follow as follow_module
 from api.cli import jobs as jobs_module
 from api.cli.jobs import FINETUNE
-from models.api_key import Project, Scope
+from models.api_key import Project
 from models.evaluation import EvaluationWarning, FurtherJudge, JudgeIdentity
 from models.job import Job, JobKind, JobStatus, append_event, fail, succeed
 from models.job_checkpoint import JobCheckpoint
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.rate import Rate
+from models.scope import Scope
 from tests.api.base_folders import write_base, write_safety_set
 from tests.api.certificates import SMALL_PLAN, certify, supply
 from tests.api.conftest import Place, rows

@@ -12,11 +12,12 @@ from fastapi import FastAPI
 from openai import OpenAI
 from sqlalchemy import select
 
-from models.api_key import Project, Scope
+from models.api_key import Project
 from models.hyperparameters import Recipe
 from models.job import Job
 from models.methods import DpoConfig
 from models.model_version import ModelVersion
+from models.scope import Scope
 from tests.api.conftest import Place, Tenant, rows, upload
 from tests.api.server import serve
 

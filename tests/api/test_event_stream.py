@@ -17,9 +17,9 @@ from sqlalchemy import Engine
 from api.app import create_app
 from api.event_stream import service
 from api.event_stream.service import Slots, TooManyStreams
-from models.api_key import Scope
 from models.job import JobKind, JobStatus, append_event, lock_job, succeed
 from models.model_version import ModelVersion, VersionKind
+from models.scope import Scope
 from models.settings import Settings
 from models.storage import Storage
 from tests.api.conftest import Place

@@ -13,8 +13,8 @@ from api.files.intake import PURPOSES
 from api.files.schemas import HOUR_SECONDS, MONTH_SECONDS
 from api.uploads.schemas import MAX_PARTS
 from api.uploads.service import MAX_PENDING, MAX_SENDINGS
-from models.api_key import Scope
 from models.rows import MAX_FAULTS, MAX_LINE_BYTES, MAX_LINES, MAX_MESSAGES, check_rows
+from models.scope import Scope
 from models.settings import Settings
 from models.upload import MAX_PART_BYTES, UPLOAD_LIFE
 from tests.api.conftest import Place, rows

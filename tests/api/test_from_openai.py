@@ -23,11 +23,12 @@ from starlette.routing import BaseRoute
 
 from api import deps
 from api.schemas import JsonObject
-from models.api_key import Project, Scope
+from models.api_key import Project
 from models.file import File, content_key
 from models.job import Job, JobStatus, append_event, claim, fail, succeed
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules
+from models.scope import Scope
 from tests.api.conftest import Place, Tenant, rows, upload
 from tests.api.server import serve
 from tests.api.test_openai_client import ANSWER

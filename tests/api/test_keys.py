@@ -9,8 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from models.api_key import ApiKey, Project, Scope
+from models.api_key import ApiKey, Project
 from models.base import utc_now
+from models.scope import Scope
 from tests.api.conftest import Place, Tenant
 
 KEYS = "/v1/keys"

@@ -18,8 +18,8 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.event_stream import service as event_stream
 from api.webhooks.sender import Sender
-from models.api_key import Scope
 from models.model_version import ModelVersion
+from models.scope import Scope
 from models.settings import Settings
 from tests.api.conftest import NOWHERE, Place, Tenant, make_tenant
 from tests.api.test_completions import chat

@@ -15,10 +15,11 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
 from openai.types import FilePurpose
 
-from models.api_key import Project, Scope
+from models.api_key import Project
 from models.job import Job, append_event, claim, fail
 from models.job_checkpoint import JobCheckpoint, checkpoint_name
 from models.model_version import Gate, ModelVersion
+from models.scope import Scope
 from tests.api.conftest import Place, rows
 from tests.api.server import serve
 

@@ -24,8 +24,8 @@ from api.app import create_app
 from api.event_stream import service as event_stream
 from api.openapi import METHODS
 from api.schemas import Schema
-from models.api_key import Scope
 from models.model_version import ModelVersion
+from models.scope import Scope
 from models.webhook import WebhookDelivery, WebhookEventType, publish
 from tests.api.conftest import NOWHERE, Place, Tenant, upload
 from tests.models.test_webhook import make_endpoint

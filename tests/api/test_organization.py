@@ -14,12 +14,13 @@ from sqlalchemy import select
 
 from api.organization.quotas import check_bytes, show_use
 from api.organization.usage import Width
-from models.api_key import ApiKey, Project, Scope
+from models.api_key import ApiKey, Project
 from models.base import utc_now
 from models.errors import Unauthorized
 from models.file import File
 from models.job import Job, JobStatus, Stage
 from models.model_version import ModelVersion
+from models.scope import Scope
 from tests.api.conftest import Place, Tenant, rows, upload
 from tests.api.server import serve
 

@@ -10,12 +10,13 @@ from sqlalchemy import func, select
 
 from api.policies import service
 from api.policies.schemas import CreatePolicy
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
 from models.audit import AuditEntry
 from models.evaluation import Evaluation
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules, SafetyPolicy, current_policy
 from models.rate import Rate
+from models.scope import Scope
 from models.session import make_engine, session_factory
 from tests.api.conftest import Place, Tenant
 from tests.api.test_safety import screened

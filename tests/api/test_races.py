@@ -16,11 +16,12 @@ from sqlalchemy import func, select
 from api.app import create_app
 from api.files.service import delete_expired
 from api.uploads.service import MAX_PENDING, MAX_SENDINGS, clean_uploads
-from models.api_key import ApiKey, Project, Scope
+from models.api_key import ApiKey, Project
 from models.base import utc_now
 from models.file import File
 from models.job import Job, JobEvent, JobStatus, claim
 from models.model_version import VersionKind
+from models.scope import Scope
 from models.settings import Settings
 from models.storage import Storage
 from models.upload import UploadPart

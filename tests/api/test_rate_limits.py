@@ -15,8 +15,9 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from api.rate_limits import RateLimiter, RequestTooLarge
-from models.api_key import Scope, find_key
+from models.api_key import find_key
 from models.model_version import ModelVersion
+from models.scope import Scope
 from models.settings import Settings
 from tests.api.conftest import Place, Tenant
 from tests.api.test_inference import SAID, Serving

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.reviews import service
 from api.sweeper import sweep
-from models.api_key import ApiKey, Project, Scope, create_key, find_key
+from models.api_key import ApiKey, Project, create_key, find_key
 from models.audit import AuditEntry, verify
 from models.base import utc_now
 from models.data_risk import Screening
@@ -22,6 +22,7 @@ from models.job import Job, JobEvent, JobKind, JobStatus, Stage, await_review
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules, SafetyPolicy, current_policy
 from models.review import Appeal, ReviewApproval
+from models.scope import Scope
 from models.session import SessionFactory, make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage

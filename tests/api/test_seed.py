@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from api.cli import app
 from api.embedded.database import lend_database
 from api.seed.demo import FilledAlready, NotEmpty, seed_demo
-from models.api_key import Scope, find_key
+from models.api_key import find_key
 from models.audit import verify
 from models.certificate import Certificate
 from models.data_risk import Screening
@@ -20,9 +20,11 @@ from models.evaluation import Evaluation
 from models.job import Job, JobEvent, JobStatus
 from models.model_version import CANARY_FELL, Gate, ModelVersion
 from models.policy import PolicyRules, decide
-from models.project import Priority, Project
+from models.priority import Priority
+from models.project import Project
 from models.project_use import ProjectUse
 from models.risk import last_risks, risk_history
+from models.scope import Scope
 from models.session import make_engine, session_factory
 from models.storage import Storage
 from models.stored_certificate import JSON_FILE, PAGE_FILE, StoredCertificate

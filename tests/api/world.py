@@ -15,7 +15,7 @@ from api.policies.service import create_policy
 from api.webhooks.service import MAX_ENDPOINTS
 from api.webhooks.signing import SecretBox, new_secret
 from models.answers import keep_answers
-from models.api_key import ApiKey, Project, Scope
+from models.api_key import ApiKey, Project
 from models.base import new_id, utc_now
 from models.file import File
 from models.hyperparameters import AlignHyperparameters, resolve_align
@@ -24,6 +24,7 @@ from models.methods import TiterConfig
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import PolicyRules
 from models.review import Appeal
+from models.scope import Scope
 from models.upload import Upload, UploadPart, UploadStatus
 from models.webhook import WebhookDelivery, WebhookEndpoint, WebhookEventType, publish
 from tests.api.adapters import store

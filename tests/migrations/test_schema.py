@@ -14,12 +14,13 @@ from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.orm import Session, joinedload
 
 import migrations
-from models import Base
 from models.evaluation import Evaluation
 from models.job import JobKind, append_event
 from models.policy import PolicyRules, SafetyPolicy, current_policy
-from models.project import Priority, Project, Quotas
+from models.priority import Priority
+from models.project import Project, Quotas
 from models.session import make_engine
+from models.tables import Base
 from tests.models.factories import make_job, make_project
 
 

@@ -6,9 +6,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from models.api_key import TOKEN_PREFIX, Scope, create_key, find_key
+from models.api_key import TOKEN_PREFIX, create_key, find_key
 from models.base import utc_now
 from models.errors import Unauthorized
+from models.scope import Scope
 from tests.models.factories import make_project
 
 BOTH = frozenset(Scope)

@@ -10,18 +10,10 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from models.api_key import Scope, create_key
-from models.audit import (
-    DATABASE,
-    GENESIS,
-    MAX_REASON,
-    SERVICE,
-    AuditEntry,
-    Head,
-    check_chain,
-    record,
-    verify,
-)
+from models.api_key import create_key
+from models.audit import DATABASE, MAX_REASON, SERVICE, AuditEntry, record, verify
+from models.audit_chain import GENESIS, Head, check_chain
+from models.scope import Scope
 from models.session import make_engine, session_factory
 from tests.models.factories import make_project
 

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from models.base import utc_now
 from models.fair_queue import claim_next
 from models.job import Job, JobStatus, Lease, Stage, lock_job, release_lease, succeed
-from models.project import Priority, Project
+from models.priority import Priority
+from models.project import Project
 from models.session import SessionFactory, make_engine, session_factory
 from tests.models.factories import make_job, make_project
 

@@ -13,8 +13,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from models.digest import sha256_of
 from models.rows import MAX_LINE_BYTES
-from models.storage import MANIFEST, DamagedFolder, Storage, StorageMissing, sha256_of
+from models.storage import MANIFEST, DamagedFolder, Storage, StorageMissing
 
 BUCKET = "titer-test"
 

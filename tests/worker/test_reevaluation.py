@@ -6,13 +6,14 @@ import pytest
 from sqlalchemy import select
 
 from api.reviews import service
-from models.api_key import ApiKey, Scope, create_key
+from models.api_key import ApiKey, create_key
 from models.audit import AuditEntry, verify
 from models.evaluation import Evaluation
 from models.file import File
 from models.job import REEVALUATION, JobStatus, Stage
 from models.model_version import Gate
 from models.policy import PolicyRules, SafetyPolicy
+from models.scope import Scope
 from tests.worker.toy_provider import LENIENT, ROWS, STRICT, UNSURE, Provider, add_job
 from worker import pipeline
 from worker.judgement import JudgeError, Judgement

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from api.reviews.service import Decision, decide
-from models.api_key import Scope, create_key
+from models.api_key import create_key
 from models.data_risk import DataReview, ScreenedRow, Screening
 from models.evaluation import JudgeIdentity
 from models.job import Job, JobStatus, Stage
@@ -21,6 +21,7 @@ from models.methods import DpoConfig
 from models.policy import PolicyRules
 from models.rows import Conversation, Message
 from models.safety_set import SafetySetHeader
+from models.scope import Scope
 from models.stored_certificate import JSON_FILE, StoredCertificate
 from tests.worker.certify.made import certificate
 from tests.worker.test_dpo_jobs import PAIRS, pair

@@ -23,9 +23,10 @@ import structlog
 from openai import AsyncOpenAI, OpenAI
 
 from api.app import create_app
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.rows import Message
+from models.scope import Scope
 from models.session import make_engine, session_factory
 from models.settings import Settings
 from models.storage import Storage

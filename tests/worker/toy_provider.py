@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from models.api_key import Project
 from models.base import utc_now
 from models.certification import CertificationPlan
+from models.digest import sha256_of
 from models.file import File, content_key
 from models.hyperparameters import Balance, LoraConfig, Parameters, Recipe, ScorerName, TrainConfig
 from models.job import Job, JobEvent, JobKind, lock_job, requeue_lost
@@ -29,7 +30,7 @@ from models.safety_set import (
     SafetySet,
     SafetySetHeader,
 )
-from models.storage import Storage, sha256_of
+from models.storage import Storage
 from models.tuning import TuningProtection
 from tests.tiny_model import tiny_model, tiny_tokenizer
 from worker import pipeline

@@ -13,7 +13,8 @@ from api.dashboard.audit.entries import MAX_CHARACTERS, Search, list_entries
 from api.dashboard.pages import is_partial, render
 from api.dashboard.viewer import StaffDep, get_staff
 from api.deps import SessionDep
-from models.audit import Head, verify
+from models.audit import verify
+from models.audit_chain import Head
 from models.errors import DomainError
 
 router = APIRouter(prefix="/audit")

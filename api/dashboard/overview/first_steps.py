@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from models.api_key import ApiKey, Scope
+from models.api_key import ApiKey
 from models.job import Job, JobKind
 from models.model_version import Gate, ModelVersion, VersionKind
+from models.scope import Scope
 
 
 @dataclass(frozen=True, slots=True)

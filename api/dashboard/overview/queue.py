@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from models.base import utc_now
 from models.job import Job, JobStatus
-from models.project import Priority, Project
+from models.priority import Priority
+from models.project import Project
 
 #: Of one project's waiting jobs so many are counted; the default quota lets in one less.
 MAX_COUNTED = 1_001

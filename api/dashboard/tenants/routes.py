@@ -22,9 +22,10 @@ from api.keys import service as keys
 from api.keys.schemas import CreateKey, RotateKey
 from api.organization import service
 from api.organization.schemas import CreateProject, UpdateProject
-from models.api_key import STAFF, ApiKey, Scope
+from models.api_key import ApiKey
 from models.errors import Forbidden
-from models.project import Priority
+from models.priority import Priority
+from models.scope import STAFF, Scope
 
 router = APIRouter()
 DAY_SECONDS = 24 * 3600

@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli import app
-from models.api_key import Scope, find_key
+from api.keys.service import FIRST_PROJECT
+from models.api_key import find_key
+from models.scope import Scope
 from models.session import make_engine, session_factory
 
 # Each test has a database of its own.
@@ -36,7 +38,7 @@ class TestCreateKey:
         token = result.stdout.removesuffix("\n")
         with session_factory(make_engine(address))() as session:
             key = find_key(session, token)
-            assert (key.name, key.project.name) == ("first", "default")
+            assert (key.name, key.project.name) == ("first", FIRST_PROJECT)
             assert set(key.scopes) == set(Scope)
 
     def test_a_second_key_joins_the_same_project(self, address: str) -> None:

@@ -9,9 +9,10 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from models.api_key import Project, Scope
+from models.api_key import Project
 from models.job import Job
 from models.model_version import ModelVersion
+from models.scope import Scope
 from tests.api.conftest import Place
 from tests.api.server import serve
 from tests.api.test_cli import Cli
@@ -69,7 +70,7 @@ class TestPolicies:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (("--set", "max_harm=1"), "The rules are max_harmful_score"),
+            (("--set", "max_harm=1"), "rules.max_harm: Extra inputs are not permitted"),
             (("--set", "max_harmful_score"), "no RULE=VALUE"),
             (("--set", "max_harmful_score=101"), "less than or equal to 100"),
             (("--file", "/none"), "cannot be read"),

@@ -8,7 +8,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from models.api_key import Project, Scope
+from models.api_key import Project
+from models.scope import Scope
 from models.settings import Settings
 from models.webhook import WebhookEventType, publish
 from tests.api.conftest import Place

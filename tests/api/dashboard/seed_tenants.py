@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 from api.organization.use import count_use
 from api.seed.states import Provider, seed_job
 from api.seed.tenants import remember_risks
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
 from models.base import utc_now
 from models.job import JobStatus, Stage
-from models.project import Organization, Priority
+from models.priority import Priority
+from models.project import Organization
+from models.scope import Scope
 from models.webhook import WebhookEndpoint, WebhookEventType
 
 NAMES = (

@@ -13,7 +13,8 @@ from sqlalchemy import text as sql
 from sqlalchemy.orm import Session
 
 from api.seed.states import HOSTILE_NAME, Provider
-from models.audit import SERVICE, check_chain, record
+from models.audit import SERVICE, record
+from models.audit_chain import check_chain
 from models.base import utc_now
 from tests.api.dashboard.conftest import House, SignIn, text_of
 

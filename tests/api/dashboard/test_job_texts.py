@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 from api.seed.states import Provider, seed_base, seed_job, seed_version
 from api.seed.states import report as made_report
 from models.answers import keep_answers
-from models.api_key import Project, Scope, create_key
+from models.api_key import Project, create_key
 from models.audit import AuditEntry
 from models.evaluation import Evaluation
 from models.file import File
 from models.job import Job, JobStatus
 from models.model_version import Gate, ModelVersion
+from models.scope import Scope
 from models.storage import Storage
 from tests.api.conftest import Place, rows
 from tests.api.dashboard.conftest import SignIn, csrf

@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 
 from api.dashboard.models import lineage as lineage_module
 from api.seed.states import HOSTILE_NAME, seed_all, seed_base
-from models.api_key import Project, Scope
+from models.api_key import Project
 from models.audit import AuditEntry
 from models.certification_plans import DRILL, PLANS, Drill
 from models.job import Job, JobKind, JobStatus
 from models.model_version import Gate, ModelVersion, VersionKind
+from models.scope import Scope
 from models.storage import Storage
 from tests.api.adapters import store
 from tests.api.certificates import supply

@@ -21,14 +21,15 @@ from api.seed.demo import seed_appealed, seed_held_model
 from api.seed.fleet import seed_workers
 from api.seed.month import seed_canary_alarm, seed_fault
 from api.seed.states import Provider, report, seed_all, seed_held_data, seed_job, seed_version
-from models.api_key import Scope, create_key
+from models.api_key import create_key
 from models.base import utc_now
 from models.errors import DomainError
 from models.job import Job, JobStatus, Stage
 from models.model_version import ModelVersion
 from models.policy import SafetyPolicy
-from models.project import Priority
+from models.priority import Priority
 from models.project_use import ProjectUse
+from models.scope import Scope
 from models.worker import Worker
 from tests.api.conftest import Place
 from tests.api.dashboard.conftest import SignIn

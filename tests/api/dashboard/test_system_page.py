@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from api.organization.use import count_use
 from api.seed.fleet import seed_workers
 from api.seed.states import Provider
-from models.api_key import Scope, create_key
+from models.api_key import create_key
+from models.scope import Scope
 from models.worker import Worker
 from tests.api.dashboard.conftest import SignIn
 from tests.api.dashboard.test_overview import section

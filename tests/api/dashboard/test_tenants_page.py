@@ -16,7 +16,7 @@ from api.dashboard.tenants import tenant_list
 from api.dashboard.tenants.tenant_list import Use
 from api.dashboard.tenants.tenant_page import draw_risk
 from api.organization.use import count_use
-from models.api_key import ApiKey, Scope
+from models.api_key import ApiKey
 from models.audit import AuditEntry
 from models.base import utc_now
 from models.job import Job, JobStatus
@@ -25,6 +25,7 @@ from models.policy import PolicyRules, SafetyPolicy
 from models.project import Organization, Project
 from models.rate import Rate
 from models.risk import RiskStep, TunedModel
+from models.scope import Scope
 from models.webhook import WebhookEndpoint, WebhookEventType
 from tests.api.conftest import Place, Tenant, make_tenant
 from tests.api.dashboard.conftest import SignIn, csrf, text_of

@@ -22,7 +22,8 @@ from sqlalchemy.engine import make_url
 from api.embedded.process import EmbeddedError, started_at
 from api.embedded.service import PortTaken
 from api.embedded.state import AlreadyRunning
-from models.api_key import Scope, find_key
+from models.api_key import find_key
+from models.scope import Scope
 from models.session import make_engine, session_factory
 from tests.api.embedded.stand_in import DIES, StandIn
 

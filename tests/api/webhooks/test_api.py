@@ -15,9 +15,10 @@ from pydantic import SecretStr
 from sqlalchemy import delete, select
 
 from api.webhooks.service import MAX_ENDPOINTS
-from models.api_key import Project, Scope
+from models.api_key import Project
 from models.base import utc_now
 from models.model_version import ModelVersion
+from models.scope import Scope
 from models.settings import Settings
 from models.webhook import (
     MAX_ATTEMPTS,
