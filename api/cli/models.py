@@ -102,10 +102,7 @@ def evaluate(
     job = connection.post(EVALUATE, {"model": model})
     print_json(job) if as_json else console().print(str(job["id"]))
     if is_followed:
-        path = f"{EVALUATE}/{job['id']}"
-        watch(connection, path)
-        if not as_json:
-            print_facts(safety_facts(connection.get(path)["safety"] or {}))
+        watch(connection, f"{EVALUATE}/{job['id']}")
 
 
 @app.command()

@@ -168,7 +168,9 @@ def start(session: Session, job: Job) -> None:
     session.add(job)
     session.flush()
     append_event(session, job, f"Created {NOUNS[JobKind(job.kind)]} job: {job.id}")
-    append_event(session, job, "Files validated, job is queued.")
+    # OpenAI's words, where there are files.
+    queued = "Files validated, job is queued." if job.training_file_id else "The job is queued."
+    append_event(session, job, queued)
     enqueue(session, job.id)
 
 
