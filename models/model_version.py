@@ -75,6 +75,14 @@ class ModelVersion(Base):
         # A million tuned versions must slow down neither the page of models nor a customer's own list.
         Index("ix_model_versions_parent_id_created_at_id", "parent_id", "created_at", "id"),
         Index("ix_model_versions_project_id_created_at_id", "project_id", "created_at", "id"),
+        # Which of the versions that may be tuned a customer uses, no statistics tell: they may all be of one.
+        Index(
+            "ix_model_versions_project_id_parent_id_created_at_id",
+            "project_id",
+            "parent_id",
+            "created_at",
+            "id",
+        ),
         Index("ix_model_versions_not_tuned", "created_at", "id", postgresql_where=NOT_TUNED),
         Index("ix_model_versions_canary_fell", "created_at", postgresql_where=CANARY_FELL),
     )

@@ -13,7 +13,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
-    literal_column,
     or_,
     select,
     tuple_,
@@ -201,17 +200,25 @@ def count_tuned(
 
 
 def _newest_tuned(project_id: str | None, parent_id: str) -> Select[str, str]:
-    # Written out, not as parameters: PostgreSQL knows then which parents have many, and for one that has
-    # few does not walk through everybody's in the hope to meet some soon.
-    parent = bindparam(None, parent_id, type_=String(), literal_execute=True, unique=True)
+    # A range and an order of the index's own columns, not equalities: those would let PostgreSQL walk through everybody's
+    # models by time, in the hope to meet soon some that this customer may not have at all.
+    columns, values = [ModelVersion.parent_id], [parent_id]
+    if project_id is not None:
+        columns, values = [ModelVersion.project_id, *columns], [project_id, *values]
     query = (
         select(ModelVersion.parent_id.label("parent_id"), ModelVersion.gate.label("gate"))
         .where(
-            visible_tuned(project_id),
-            ModelVersion.parent_id == parent,
+            ModelVersion.deleted_at.is_(None),
+            ModelVersion.kind == VersionKind.TUNED,
+            tuple_(*columns) >= tuple_(*values),
+            tuple_(*columns) <= tuple_(*values),
         )
-        .order_by(ModelVersion.created_at.desc(), ModelVersion.id.desc())
-        .limit(literal_column(str(MAX_COUNTED)))
+        .order_by(
+            *(column.desc() for column in columns),
+            ModelVersion.created_at.desc(),
+            ModelVersion.id.desc(),
+        )
+        .limit(MAX_COUNTED)
         .subquery()
     )
     return select(query.c.parent_id, query.c.gate)
