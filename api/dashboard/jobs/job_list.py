@@ -21,7 +21,7 @@ from models.policy import PolicyRules, current_policy
 from models.rate import Rate
 
 PAGE_SIZE = 50
-MAX_HELD_SHOWN = 20
+MAX_HELD_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,9 @@ class JobLine:
 class JobList:
     """A page of the list."""
 
+    #: Those that wait for a person, the soonest to expire first; of many the first few.
     held: tuple[JobLine, ...]
+    held_total: int
     lines: tuple[JobLine, ...]
     #: Of the jobs that have not ended; ended ones are too many to count at every look.
     counts: dict[str, int]
@@ -117,6 +119,7 @@ def list_jobs(session: Session, project_id: str | None, filters: Filters) -> Job
     lines = _lines(session, rows[:PAGE_SIZE])
     return JobList(
         held=_lines(session, held),
+        held_total=_count_held(session, project_id),
         lines=lines,
         counts=_count_unfinished(session, project_id),
         next_before=lines[-1].job.id if len(rows) > PAGE_SIZE else None,
@@ -177,6 +180,13 @@ def _count_unfinished(session: Session, project_id: str | None) -> dict[str, int
         query = query.where(Job.project_id == project_id)
     found = dict(session.execute(query).all())
     return {status: found.get(status, 0) for status in JobStatus if status not in TERMINAL}
+
+
+def _count_held(session: Session, project_id: str | None) -> int:
+    query = select(func.count()).select_from(Job).where(awaiting_review())
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    return session.scalars(query).one()
 
 
 def _lines(session: Session, rows: Sequence[Row[Job, str, ModelVersion]]) -> tuple[JobLine, ...]:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.jobs import job_list
+from api.seed.demo import seed_held_model
 from api.seed.states import HOSTILE_NAME, Provider, seed_all, seed_job
 from models.base import utc_now
 from models.data_risk import DataReview
@@ -167,6 +168,19 @@ class TestJobList:
         assert (
             html.index("Waiting for your decision") < html.index(HELD_MODEL) < html.index("<table")
         )
+
+    def test_of_many_held_the_first_are_shown_and_all_are_counted(
+        self, operator_page: TestClient, provider: Provider, session: Session
+    ) -> None:
+        for number in range(job_list.MAX_HELD_SHOWN):
+            suffix = f"held:{number}"
+            seed_held_model(session, provider.other, suffix, harmful=25, hours_ago=2, points=2)
+        session.commit()
+        html = operator_page.get("/dashboard/jobs").text
+        held = html.split('aria-labelledby="held"')[1].split("</section>")[0]
+        assert f'<span class="count">{job_list.MAX_HELD_SHOWN + 1}</span>' in held
+        assert held.count("<li>") == job_list.MAX_HELD_SHOWN
+        assert f"All {job_list.MAX_HELD_SHOWN + 1} in the review queue" in held
 
     def test_score_is_shown_with_its_interval_and_the_limit(
         self, operator_page: TestClient
