@@ -98,6 +98,19 @@ def test_starts_a_drill(page: Page, site: Site, complaints: list[str]) -> None:
     assert complaints == []
 
 
+def test_measures_a_model_anew(page: Page, site: Site, complaints: list[str]) -> None:
+    page.goto(TITER)
+    page.get_by_text("Measure anew…").click()
+    page.get_by_role("button", name="Start the evaluation").click()
+    page.wait_for_url(re.compile("/dashboard/jobs/ftjob-"))
+    with site.sessions() as session:
+        job = session.get_one(Job, page.url.rsplit("/", 1)[1])
+        assert (job.kind, job.model_id) == (JobKind.EVALUATE, "sandbox-titer")
+    page.goto(TITER)
+    page.get_by_role("list", name="Under way").get_by_role("link", name="Evaluation").wait_for()
+    assert complaints == []
+
+
 def test_starts_an_alignment(page: Page, site: Site, complaints: list[str]) -> None:
     page.goto("/dashboard/models/sandbox-base")
     page.get_by_text("Align…").click()
