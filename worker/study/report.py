@@ -27,7 +27,7 @@ from worker.study.summary import (
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#000000", "#bbbbbb")
 COLUMNS = 4
-CURVES: tuple[tuple[str, Measure], ...] = (("HS, %", HS), ("HS+, %", HS_PLUS), ("FA, %", FA))
+Curve = tuple[str, Measure]
 
 
 def write(study: Study, cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -40,11 +40,11 @@ def write(study: Study, cells: Sequence[Cell], folder: Path) -> list[Path]:
 
 
 def table(study: Study, cells: Sequence[Cell]) -> str:
-    """Give the study's tables, one for each step: HS, with FA at the same step, and what each arm costs."""
+    """Give the study's tables, one for each step: HS, with utility at the same step, and what each arm costs."""
     lines = [
         f"# {study.title}",
         "",
-        f"HS (its 95% interval over seeds and prompts) / HS+ / FA, in percent. Prompts: {study.split}; "
+        f"HS (its 95% interval over seeds and prompts) / HS+ / {_utility(study)[0]}, in percent. Prompts: {study.split}; "
         f"{'seeds, each a world of its own' if study.world is None else 'seeds, all in one world'}: "
         f"{', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
         f"of the alignment, as a multiple of {study.arms[0].name}'s.",
@@ -54,6 +54,12 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
             lines += ["", f"## At customer step {step}", "", *_rows(study, cells, step)]
     lines += ["", "Alignment seconds: " + "; ".join(_seconds(study, cells)) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _utility(study: Study) -> Curve:
+    """Say what the customers' own use is: no answer at length is right to the letter, so there it is help."""
+    kinds = {customer.kind for customer in study.customers.values()}
+    return ("help", HELP) if kinds == {"instructions"} else ("FA", FA)
 
 
 def _rows(study: Study, cells: Sequence[Cell], step: int) -> list[str]:
@@ -73,39 +79,40 @@ def _rows(study: Study, cells: Sequence[Cell], step: int) -> list[str]:
         ]
         for name in customers:
             met = chosen(own, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
-            row.append(_cell(met, step))
+            row.append(_cell(met, step, _utility(study)[1]))
         lines.append("| " + " | ".join(row) + " |")
     return lines
 
 
-def _cell(cells: Sequence[Cell], step: int) -> str:
-    hs, plus, fa = (at(cells, measure, step) for measure in (HS, HS_PLUS, FA))
-    if hs is None or plus is None or fa is None:
+def _cell(cells: Sequence[Cell], step: int, utility: Measure) -> str:
+    hs, plus, use = (at(cells, measure, step) for measure in (HS, HS_PLUS, utility))
+    if hs is None or plus is None or use is None:
         return "–"
-    return f"{hs} / {plus.percent:.0f} / {fa.percent:.0f}"
+    return f"{hs} / {plus.percent:.0f} / {use.percent:.0f}"
 
 
 def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
-    """Draw HS, HS+ and FA against customer steps, a column for each customer: thin seeds, thick means."""
+    """Draw HS, HS+ and utility against customer steps, a column for each customer: thin seeds, thick means."""
     mpl.use("Agg")
+    curves: tuple[Curve, ...] = (("HS", HS), ("HS+", HS_PLUS), _utility(study))
     width = min(COLUMNS, len(study.customers))
     blocks = math.ceil(len(study.customers) / width)
-    shape = (blocks * len(CURVES), width)
+    shape = (blocks * len(curves), width)
     figure, axes = plt.subplots(
         *shape, figsize=(3.4 * width + 1, 6 * blocks + 0.8), sharey=True, squeeze=False
     )
     for number, name in enumerate(study.customers):
         met = chosen(cells, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
-        for row, (label, measure) in enumerate(CURVES):
-            axis = axes[number // width * len(CURVES) + row][number % width]
+        for row, (label, measure) in enumerate(curves):
+            axis = axes[number // width * len(curves) + row][number % width]
             _draw_curves(axis, study, met, measure)
             axis.set_ylim(-3, 103)
             if row == 0:
                 axis.set_title(name, fontsize=9)
-            if row == len(CURVES) - 1:
+            if row == len(curves) - 1:
                 axis.set_xlabel("customer steps")
             if number % width == 0:
-                axis.set_ylabel(label)
+                axis.set_ylabel(f"{label}, %")
     for axis in figure.axes:
         axis.set_visible(axis.has_data())
     handles, labels = axes[0][0].get_legend_handles_labels()

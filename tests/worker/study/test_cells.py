@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -279,6 +280,29 @@ class TestReport:
         assert text.count("| SFT | 1 × |") == 2
         assert "| full |" not in text, "an arm without results has no row"
         assert figure.read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize(
+        ("kind", "named", "share"), [("labels", "FA", 40), ("instructions", "help", 70)]
+    )
+    def test_shows_what_the_customers_are_there_for(
+        self, kind: Literal["labels", "instructions"], named: str, share: int
+    ) -> None:
+        customer = Customer(steps=4, marks=(4,), kind=kind)
+        study = Study("toy", "A toy study", (SFT,), {"one": customer}, steps=(4,), seeds=(0,))
+        point = {
+            "step": 4, "harmful": 1, "harmful_or_incoherent": 2, "prompts": 100, "over_refused": 0, "helped": 7,
+            "harmless_prompts": 10, "correct": 4, "task_rows": 10,
+        }  # fmt: skip
+        cell = {
+            "arm": "SFT",
+            "customer": "one",
+            "seed": 0,
+            "alignment_seconds": 1,
+            "points": [point],
+        }
+        text = report.table(study, [cell])
+        assert f"HS+ / {named}, in percent" in text
+        assert f" / 2 / {share} |" in text
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
