@@ -30,6 +30,7 @@ from sqlalchemy.orm import Session
 from api.app import create_app
 from api.embedded.database import upgrade
 from api.embedded.postgres import EmbeddedPostgres
+from api.organization.use import count_use
 from models.api_key import Project, create_key
 from models.scope import Scope
 from models.session import make_engine, session_factory
@@ -199,6 +200,8 @@ def served(url: str, jobs: int, folder: Path, console: Console) -> Iterator[dict
     engine = make_engine(url)
     with session_factory(engine).begin() as session:
         operator, customer = fill(session, jobs, console)
+        # As the sweeper does every minute.
+        count_use(session)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("vacuum analyze"))
     engine.dispose()
