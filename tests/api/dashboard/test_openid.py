@@ -365,7 +365,8 @@ class TestTokensThatAreRefused:
             {"sub": "x" * 256},
             {"at_hash": "another"},
         ],
-        ids=str,
+        # Times in them would name the tests otherwise in each process.
+        ids="+".join,
     )
     def test_claims(
         self, browser: TestClient, session: Session, provider: OpenIdProvider, claims: Claims
