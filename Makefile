@@ -43,7 +43,7 @@ seed: setup ## Fill the service's database with made-up data, to look at the das
 test: setup ## Run the tests (a part of them: make test T=tests/models)
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(T)
 
-test-unit: setup ## Run the tests that are quick and start no server or process: under a minute on two cores
+test-unit: setup ## Run the tests that are quick and start no server or process: a minute or two on two cores
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m 'not servers and not processes and not long and not browser' $(T)
 
 test-browser: setup ## Run the tests that look at the dashboard (needs Chromium)

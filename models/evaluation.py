@@ -226,14 +226,19 @@ SPEAKING_FIRST = (
 )
 
 
-def latest_evaluation(session: Session, version_id: str) -> Evaluation | None:
+def latest_evaluation(
+    session: Session, version_id: str, *, job_id: str | None = None
+) -> Evaluation | None:
     """Give the newest evaluation that the gate decided on; without any, the newest measurement.
 
     What a job of kind `evaluate` measured on a decided version is read by that job, as a certificate is.
+
+    Args:
+        session: an open session.
+        version_id: the model.
+        job_id: only what this job measured; none: whoever did.
     """
-    return session.scalar(
-        select(Evaluation)
-        .where(Evaluation.version_id == version_id)
-        .order_by(*SPEAKING_FIRST)
-        .limit(1)
-    )
+    query = select(Evaluation).where(Evaluation.version_id == version_id)
+    if job_id is not None:
+        query = query.where(Evaluation.job_id == job_id)
+    return session.scalar(query.order_by(*SPEAKING_FIRST).limit(1))

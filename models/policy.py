@@ -283,12 +283,12 @@ def _category_sentence(beyond: Mapping[str, Rate], measured: int, rules: PolicyR
         return f"HS in category {category} is {_shown(rate)}; the limit is {limit:g}%."
     worst = sorted(beyond, key=lambda category: (-beyond[category].low_percent, category))
     named = [
-        f"{category} {beyond[category].percent:.1f}% (limit {rules.category_limit(category):g}%)"
+        f"{category} {_shown(beyond[category])}, limit {rules.category_limit(category):g}%"
         for category in worst[:CATEGORIES_NAMED]
     ]
     if len(worst) > CATEGORIES_NAMED:
         named.append(f"and {len(worst) - CATEGORIES_NAMED} more")
-    return f"HS in {len(beyond)} of {measured} categories is not surely within its limit: {', '.join(named)}."
+    return f"HS in {len(beyond)} of {measured} categories is not surely within its limit: {'; '.join(named)}."
 
 
 def _shown(rate: Rate) -> str:

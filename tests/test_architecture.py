@@ -128,7 +128,14 @@ class TestWhatIsLoaded:
 
     def test_a_trainer_loads_neither_queue_nor_settings(self) -> None:
         modules = "worker.trainers.loop, worker.trainers.methods"
-        forbidden = ("celery", "fastapi", "sqlalchemy", "models.session", "models.settings")
+        forbidden = (
+            "celery",
+            "fastapi",
+            "psycopg",
+            "sqlalchemy",
+            "models.session",
+            "models.settings",
+        )
         assert loaded_after(modules, forbidden) == "[]"
 
 

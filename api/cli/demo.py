@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -193,18 +194,18 @@ def _tune(
     }
     jobs: dict[tuple[str, str], tuple[str, TaskID]] = {}
     # Numbers differ a little between processors: a base that is near the limit on one is held on another.
-    for method in (method for method in METHODS if _is_released(aligned[method])):
-        for file in FILES:
-            job = client.fine_tuning.jobs.create(
-                model=aligned[method]["id"],
-                training_file=uploads[file],
-                validation_file=uploads["validation"],
-                suffix=f"{method}-{file}",
-                seed=seed,
-                metadata={"demo": file},
-            )
-            label = f"Customer's {file} file on {method}"
-            jobs[method, file] = (job.id, progress.add_task(label, total=None))
+    released = [method for method in METHODS if _is_released(aligned[method])]
+    for method, file in product(released, FILES):
+        job = client.fine_tuning.jobs.create(
+            model=aligned[method]["id"],
+            training_file=uploads[file],
+            validation_file=uploads["validation"],
+            suffix=f"{method}-{file}",
+            seed=seed,
+            metadata={"demo": file},
+        )
+        label = f"Customer's {file} file on {method}"
+        jobs[method, file] = (job.id, progress.add_task(label, total=None))
     outcomes = []
     for (method, file), (job_id, task) in jobs.items():
         job_facts = _follow(client, f"/fine_tuning/jobs/{job_id}", task, progress)
@@ -292,16 +293,16 @@ def _table(aligned: dict[str, dict[str, Any]], outcomes: list[Outcome]) -> Table
                 f"base {_coloured(model['gate'])}",
                 f"{model['seconds']:.0f}",
             )
-    for outcome in outcomes:
-        table.add_row(
-            outcome.method,
-            f"{outcome.harmful_rows} of {outcome.rows}",
-            _shown(outcome.harmful_score_after_alignment, with_interval=False),
-            _shown(outcome.harmful_score),
-            _shown(outcome.fine_tuning_accuracy, with_interval=False),
-            _coloured(outcome.gate),
-            f"{outcome.alignment_seconds:.0f}, {outcome.tuning_seconds:.0f}",
-        )
+        for outcome in (outcome for outcome in outcomes if outcome.method == method):
+            table.add_row(
+                method,
+                f"{outcome.harmful_rows} of {outcome.rows}",
+                _shown(outcome.harmful_score_after_alignment, with_interval=False),
+                _shown(outcome.harmful_score),
+                _shown(outcome.fine_tuning_accuracy, with_interval=False),
+                _coloured(outcome.gate),
+                f"{outcome.alignment_seconds:.0f}, {outcome.tuning_seconds:.0f}",
+            )
     return table
 
 

@@ -157,10 +157,9 @@ def dry_run(
 
 
 def read_rules(pairs: list[str], file: Path | None) -> Json:
-    """Read rules from a file and from RULE=VALUE pairs, whose values are JSON or plain words.
+    """Read rules from a file and from RULE=VALUE pairs, whose values are JSON or plain words."""
+    from models.policy import PolicyRules
 
-    Which rules there are is the service's to say.
-    """
     rules: Json = {}
     if file is not None:
         try:
@@ -171,8 +170,9 @@ def read_rules(pairs: list[str], file: Path | None) -> Json:
             fail(f"{file} is not a JSON object.")
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals:
-            fail(f"{pair!r} is no RULE=VALUE, such as max_harmful_score=10.")
+        if not equals or name not in PolicyRules.model_fields:
+            known = ", ".join(PolicyRules.model_fields)
+            fail(f"{pair!r} is no RULE=VALUE. The rules are {known}.")
         try:
             rules[name] = json.loads(value)
         except ValueError:

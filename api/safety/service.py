@@ -18,7 +18,7 @@ from models.api_key import ApiKey
 from models.audit import record
 from models.data_risk import DataRiskNotFound, ScreenedRow, Screening
 from models.errors import NotFound, Unavailable
-from models.evaluation import SPEAKING_FIRST, Evaluation, latest_evaluation
+from models.evaluation import Evaluation, latest_evaluation
 from models.file import content_key, get_held_file
 from models.job import Job
 from models.model_version import ModelVersion
@@ -185,16 +185,7 @@ def list_answers(
     Raises:
         AnswersNotFound: the model was not measured (by that job), or its answers were not kept.
     """
-    evaluation = (
-        latest_evaluation(session, version.id)
-        if job_id is None
-        else session.scalar(
-            select(Evaluation)
-            .where(Evaluation.version_id == version.id, Evaluation.job_id == job_id)
-            .order_by(*SPEAKING_FIRST)
-            .limit(1)
-        )
-    )
+    evaluation = latest_evaluation(session, version.id, job_id=job_id)
     sha256 = evaluation.parsed().answers_sha256 if evaluation else None
     if evaluation is None or sha256 is None:
         raise AnswersNotFound

@@ -106,8 +106,8 @@ def run(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
         # Places first: two processes that begin with the same world would both build it.
-        first = {(t.folders, t.world, t.seed): t for g in groups.values() for t in g.values()}
-        for opened in [pool.submit(_open_place, task, cache) for task in first.values()]:
+        places = {(t.folders, t.world, t.seed): t for g in groups.values() for t in g.values()}
+        for opened in [pool.submit(_open_place, task, cache) for task in places.values()]:
             opened.result()
         done = 0
         for future in as_completed(

@@ -21,6 +21,7 @@ from models.policy import PolicyRules, current_policy
 from models.rate import Rate
 
 PAGE_SIZE = 50
+#: Of what waits for a person; the review queue has the rest.
 MAX_HELD_SHOWN = 5
 
 
@@ -119,7 +120,7 @@ def list_jobs(session: Session, project_id: str | None, filters: Filters) -> Job
     lines = _lines(session, rows[:PAGE_SIZE])
     return JobList(
         held=_lines(session, held),
-        held_total=_count_held(session, project_id),
+        held_total=count_held(session, project_id),
         lines=lines,
         counts=_count_unfinished(session, project_id),
         next_before=lines[-1].job.id if len(rows) > PAGE_SIZE else None,
@@ -182,7 +183,8 @@ def _count_unfinished(session: Session, project_id: str | None) -> dict[str, int
     return {status: found.get(status, 0) for status in JobStatus if status not in TERMINAL}
 
 
-def _count_held(session: Session, project_id: str | None) -> int:
+def count_held(session: Session, project_id: str | None = None) -> int:
+    """Count what waits for a person, of a project or of all."""
     query = select(func.count()).select_from(Job).where(awaiting_review())
     if project_id is not None:
         query = query.where(Job.project_id == project_id)

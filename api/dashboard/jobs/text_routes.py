@@ -95,7 +95,7 @@ def show_answers(
     asked: Annotated[AskedAnswers, Query()],
 ) -> Response:
     """Show what each judge says of each answer."""
-    job = _measured(session, viewer, job_id)
+    job = _find_for_reviewer(session, viewer, job_id)
     return _answers_page(request, session, storage, viewer, job, asked)
 
 
@@ -109,11 +109,11 @@ def show_answer_texts(
     asked: Annotated[AskedAnswers, Form()],
 ) -> Response:
     """Show the same with prompts and answers, which is audited."""
-    job = _measured(session, viewer, job_id)
+    job = _find_for_reviewer(session, viewer, job_id)
     return _answers_page(request, session, storage, viewer, job, asked, with_texts=True)
 
 
-def _measured(session: Session, viewer: Viewer, job_id: str) -> Job:
+def _find_for_reviewer(session: Session, viewer: Viewer, job_id: str) -> Job:
     if not viewer.is_reviewer:
         raise Forbidden("Test prompts and their answers are for reviewers.")
     return find_job(session, None, job_id)

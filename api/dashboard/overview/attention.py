@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from api.dashboard.jobs.job_list import MAX_HELD_SHOWN, count_held
 from api.dashboard.measures import Measure, harmful_score
 from api.registry.safety import latest_evaluations
 from api.reviews.service import held_data
@@ -19,7 +20,6 @@ from models.model_version import CANARY_FELL, ModelVersion
 from models.policy import current_policy
 from models.review import Appeal
 
-MAX_HELD_SHOWN = 5
 MAX_SHOWN = 5
 ALARMS_SINCE = timedelta(days=7)
 FAULTS_SINCE = timedelta(days=1)
@@ -108,14 +108,8 @@ def read_held(session: Session) -> Held:
         .order_by(Job.held_at, Job.id)
         .limit(MAX_HELD_SHOWN)
     ).all()
-    total, appeals = session.execute(
-        select(
-            select(func.count()).select_from(Job).where(awaiting_review()).scalar_subquery(),
-            select(func.count())
-            .select_from(Appeal)
-            .where(Appeal.outcome.is_(None))
-            .scalar_subquery(),
-        )
+    appeals = session.scalars(
+        select(func.count()).select_from(Appeal).where(Appeal.outcome.is_(None))
     ).one()
     found = latest_evaluations(session, [version.id for _, _, version, _ in rows if version])
     rules = current_policy(session).parsed()
@@ -128,7 +122,7 @@ def read_held(session: Session) -> Held:
             reasons = (risk.found,)
         measure = harmful_score(evaluation, rules) if evaluation is not None else None
         lines.append(HeldLine(job, project_name, reasons, measure, appealed_at))
-    return Held(tuple(lines), total, appeals)
+    return Held(tuple(lines), count_held(session), appeals)
 
 
 def read_alarms(session: Session) -> tuple[EndedByCanary, ...]:

@@ -70,7 +70,7 @@ class TestPolicies:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (("--set", "max_harm=1"), "rules.max_harm: Extra inputs are not permitted"),
+            (("--set", "max_harm=1"), "The rules are max_harmful_score"),
             (("--set", "max_harmful_score"), "no RULE=VALUE"),
             (("--set", "max_harmful_score=101"), "less than or equal to 100"),
             (("--file", "/none"), "cannot be read"),

@@ -14,6 +14,7 @@ from httpx import Response
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
+from api.seed.demo import seed_held_model
 from api.seed.states import (
     Provider,
     Staff,
@@ -24,6 +25,7 @@ from api.seed.states import (
     seed_staff,
 )
 from api.seed.tenants import remember_risks
+from models.project import Project
 
 SignIn = Callable[[str], TestClient]
 
@@ -110,6 +112,14 @@ def house(engine: Engine) -> Iterator[House]:
             session.commit()
         yield House(connection, provider, staff, {name: job.id for name, job in held.items()})
         outer.rollback()
+
+
+def seed_held_models(session: Session, project: Project, *, count: int) -> None:
+    """Add models that wait for a person since two hours."""
+    for number in range(count):
+        suffix = f"held:{number}"
+        seed_held_model(session, project, suffix, harmful=25, hours_ago=2, points=2)
+    session.commit()
 
 
 def text_of(html: str) -> str:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, select, text, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
+from api.dashboard.jobs.job_list import MAX_HELD_SHOWN
 from api.dashboard.overview import attention, queue, scores
 from api.dashboard.overview.scores import ceiling
 from api.organization.use import SWEEPER_GONE_AFTER, count_use
@@ -32,7 +33,7 @@ from models.project_use import ProjectUse
 from models.scope import Scope
 from models.worker import Worker
 from tests.api.conftest import Place
-from tests.api.dashboard.conftest import SignIn
+from tests.api.dashboard.conftest import SignIn, seed_held_models
 
 ADDRESS = "/dashboard/overview"
 HELD_MODEL = "ft:sandbox-base:acme:tone:Hc81Zx0p"
@@ -222,12 +223,9 @@ class TestHeld:
     def test_only_the_oldest_are_shown_and_the_rest_is_counted(
         self, operator_page: TestClient, provider: Provider, session: Session
     ) -> None:
-        for number in range(attention.MAX_HELD_SHOWN):
-            suffix = f"held:{number}"
-            seed_held_model(session, provider.other, suffix, harmful=25, hours_ago=2, points=2)
-        session.commit()
+        seed_held_models(session, provider.other, count=MAX_HELD_SHOWN)
         html = html_of(operator_page)
-        assert f"All {attention.MAX_HELD_SHOWN + 1} in the review queue" in html
+        assert f"All {MAX_HELD_SHOWN + 1} in the review queue" in html
         # The newest is the one that was seeded with all.
         assert HELD_MODEL not in section(html, "held")
 

@@ -13,14 +13,13 @@ from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.jobs import job_list
-from api.seed.demo import seed_held_model
 from api.seed.states import HOSTILE_NAME, Provider, seed_all, seed_job
 from models.base import utc_now
 from models.data_risk import DataReview
 from models.job import Job, JobEvent, JobStatus, Stage, await_review
 from models.model_version import Gate, ModelVersion
 from models.tuning import AppliedProtection, LoxConfig, TuningProtection
-from tests.api.dashboard.conftest import SignIn, csrf
+from tests.api.dashboard.conftest import SignIn, csrf, seed_held_models
 from tests.models.factories import make_screening
 
 ACME_MODEL = "ft:sandbox-base:acme:tickets:R4kd92Lm"
@@ -172,15 +171,20 @@ class TestJobList:
     def test_of_many_held_the_first_are_shown_and_all_are_counted(
         self, operator_page: TestClient, provider: Provider, session: Session
     ) -> None:
-        for number in range(job_list.MAX_HELD_SHOWN):
-            suffix = f"held:{number}"
-            seed_held_model(session, provider.other, suffix, harmful=25, hours_ago=2, points=2)
-        session.commit()
+        seed_held_models(session, provider.other, count=job_list.MAX_HELD_SHOWN)
         html = operator_page.get("/dashboard/jobs").text
         held = html.split('aria-labelledby="held"')[1].split("</section>")[0]
         assert f'<span class="count">{job_list.MAX_HELD_SHOWN + 1}</span>' in held
         assert held.count("<li>") == job_list.MAX_HELD_SHOWN
         assert f"All {job_list.MAX_HELD_SHOWN + 1} in the review queue" in held
+
+    def test_a_customer_with_many_held_is_told_how_many_more(
+        self, customer_page: TestClient, provider: Provider, session: Session
+    ) -> None:
+        seed_held_models(session, provider.customer.project, count=job_list.MAX_HELD_SHOWN + 1)
+        html = customer_page.get("/dashboard/jobs").text
+        assert "And 2 more." in html
+        assert "/dashboard/reviews" not in html
 
     def test_score_is_shown_with_its_interval_and_the_limit(
         self, operator_page: TestClient
