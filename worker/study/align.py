@@ -129,6 +129,15 @@ class Aligned:
         else:
             yield lora.merge(lora.load(model, self.folder))
 
+    @contextmanager
+    def root(self, *, is_continued: bool) -> Iterator[PreTrainedModel]:
+        """Lend what a customer's adapter lies on: the base where the aligned adapter goes on, else the aligned model."""
+        if is_continued:
+            yield self.place.model()
+        else:
+            with self.merged() as model:
+                yield model
+
 
 def align(place: Place, arm: Arm, seed: int, cache: Path) -> Aligned:
     """Align the place's base, or find it aligned.

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from models.certificate import Point
 from models.hyperparameters import FINETUNE_LEARNING_RATE, LoraConfig, TrainConfig
 from models.methods import FinetuneMethod, SftConfig
+from models.tuning import WHOLE, Repair
 from worker import lora
 from worker.data import Example
 from worker.sandbox.build import CustomerData
+from worker.study import afterwards
 from worker.study.align import Aligned
 from worker.study.place import Place
 from worker.study.point import Yardstick
@@ -25,6 +28,8 @@ from worker.weights import train_linear_weights
 # A fresh adapter has to travel further than one that is continued, and customers use a stronger rate for it.
 FRESH_LEARNING_RATE = 5e-4
 FULL_LEARNING_RATE = 5e-5
+# Steps between two looks at the canary, as in the service's shorter jobs.
+CANARY_EVERY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,9 @@ class Customer:
         screened: the share of the customer's harmful rows that a screen of the data finds and drops.
         marks: steps at which everything is measured; 0 is before the first.
         kind: label tasks, or instructions answered at length.
+        canary_stop: training ends when the canary's loss is below this share of its value before.
+        repair: what is done to the tuned adapter before it is measured.
+        scales: shares of the customer's update; the first that passes the gate's limit for HS is measured.
     """
 
     rows: int = 600
@@ -58,6 +66,9 @@ class Customer:
     screened: float = 0.0
     marks: tuple[int, ...] = (0, 20, 40, 60)
     kind: Literal["labels", "instructions"] = "labels"
+    canary_stop: float | None = None
+    repair: Repair | None = None
+    scales: tuple[float, ...] = WHOLE
 
     @property
     def rate(self) -> float:
@@ -75,10 +86,16 @@ class Customer:
             "method": self.method.model_dump(mode="json"),
             "learning_rate": self.rate,
         }
-        if self.kind == "labels":
-            # Cells that ran before there was a choice are found.
-            del facts["kind"]
-        return facts
+        if self.repair:
+            facts["repair"] = self.repair.model_dump(mode="json")
+        # Left out where nothing is chosen, so that cells which ran before there was a choice are found.
+        plain = {"kind": "labels", "canary_stop": None, "repair": None, "scales": WHOLE}
+        return {k: v for k, v in facts.items() if k not in plain or v != plain[k]}
+
+    @property
+    def is_reshaped(self) -> bool:
+        """Whether the tuned adapter is changed before it is measured."""
+        return self.repair is not None or self.scales != WHOLE
 
     def draw(self, place: Place, seed: int) -> CustomerData:
         """Draw the customer's files.
@@ -105,13 +122,31 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
     points: list[Point] = []
     with _to_tune(aligned, customer, seed) as model:
 
+        def reach(mark: int) -> None:
+            def ask(asked: PreTrainedModel) -> Point:
+                return measure(place, asked, mark, data)
+
+            if customer.is_reshaped and mark:
+                points.append(
+                    afterwards.measured(
+                        aligned,
+                        cast(PeftModel, model),
+                        ask,
+                        is_continued=_is_continued(aligned, customer),
+                        repair=customer.repair,
+                        scales=customer.scales,
+                    )
+                )
+            else:
+                points.append(ask(model))
+
         def at_mark(metrics: StepMetrics) -> None:
             if metrics.step in customer.marks:
-                points.append(measure(place, model, metrics.step, data))
+                reach(metrics.step)
 
         if 0 in customer.marks:
-            points.append(measure(place, model, 0, data))
-        train(
+            reach(0)
+        trained = train(
             model,
             rule_for(customer.method),
             _training_rows(place, data, customer),
@@ -123,8 +158,16 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
             ),
             pad_id=int(place.tokenizer.pad_token_id),
             safety=place.encode(place.safety.alignment),
+            canary=place.encode(place.safety.canary) if customer.canary_stop else (),
+            canary_every=CANARY_EVERY,
+            canary_stop=customer.canary_stop,
             on_step=at_mark,
         )
+        later = [mark for mark in customer.marks if mark > trained.steps]
+        if later and trained.canary_fell:
+            # The job has ended: at every later mark the model is what it is now.
+            reach(later[0])
+            points += [points[-1].model_copy(update={"step": mark}) for mark in later[1:]]
     return points
 
 
@@ -141,9 +184,13 @@ def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData)
     return yardstick.measure(model, step, place.encode(data.harmful))
 
 
+def _is_continued(aligned: Aligned, customer: Customer) -> bool:
+    return customer.trains == "continued" and aligned.arm.space == "adapter"
+
+
 @contextmanager
 def _to_tune(aligned: Aligned, customer: Customer, seed: int) -> Iterator[PreTrainedModel]:
-    if customer.trains == "continued" and aligned.arm.space == "adapter":
+    if _is_continued(aligned, customer):
         yield lora.load(aligned.place.model(), aligned.folder)  # type: ignore[misc]
         return
     with aligned.merged() as model:

@@ -22,6 +22,7 @@ from models.methods import (
     TiterConfig,
     VaccineConfig,
 )
+from models.tuning import LoxConfig, SafeLoraConfig
 from worker.sandbox.build import WORLD_SEED
 from worker.sandbox.world import Split
 from worker.study.align import Arm
@@ -88,6 +89,9 @@ def _with_ratios(customers: dict[str, Customer], ratios: Sequence[float]) -> dic
 
 
 TITER = Arm("Titer", TiterConfig(), space="full")
+# For models too large to be aligned in full parameters. An adapter is short, and so is the simulated step.
+TITER_ADAPTER = Arm("Titer in an adapter", TiterConfig(alpha=0.005))
+SCALES = (1.0, 0.8, 0.6, 0.4, 0.2)
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -152,7 +156,7 @@ STUDIES: dict[str, Study] = {
         Study(
             "table1",
             "HS and FA against the harmful ratio",
-            (SFT, COMPUTE_MATCHED, FULL, VACCINE, REPNOISE, BOOSTER, TITER),
+            (SFT, COMPUTE_MATCHED, FULL, VACCINE, REPNOISE, BOOSTER, TITER, TITER_ADAPTER),
             _with_ratios(MODES, (0.0, 0.05, 0.1, 0.2)),
         ),
         Study(
@@ -212,9 +216,10 @@ STUDIES: dict[str, Study] = {
             "harmful-size",
             "Numbers of harmful rows that the provider knows",
             tuple(
-                replace(arm, name=f"{arm.name}, {rows} harmful rows", harmful_rows=rows)
+                # All 600 are the arms that other studies have.
+                replace(arm, name=f"{arm.name}, {rows or 600} harmful rows", harmful_rows=rows)
                 for arm in (BOOSTER, TITER)
-                for rows in (25, 100, 300, 600)
+                for rows in (25, 100, 300, None)
             ),
             MODES,
             seeds=(10, 11, 12),
@@ -250,7 +255,7 @@ STUDIES: dict[str, Study] = {
                     outer_loss=OuterLoss.COLLAPSE,
                     start_from={"lambda": 0.1, "alpha": 0.1},
                 ),
-                Arm("Titer in an adapter", TiterConfig(alpha=0.005)),
+                TITER_ADAPTER,
                 _booster(
                     "full, ratio 1, late, projected",
                     "full",
@@ -289,8 +294,8 @@ STUDIES: dict[str, Study] = {
                 Arm("attention alone", TiterConfig(), space="full", layers=ATTENTION),
                 Arm("down and o", TiterConfig(), space="full", layers=("down_proj", "o_proj")),
                 Arm("down alone", TiterConfig(), space="full", layers=("down_proj",)),
-                Arm("adapter of rank 8", TiterConfig(alpha=0.005)),
-                Arm("adapter of rank 64", TiterConfig(alpha=0.005), rank=64),
+                replace(TITER_ADAPTER, name="adapter of rank 8"),
+                replace(TITER_ADAPTER, name="adapter of rank 64", rank=64),
             ),
             MODES,
             seeds=(1,),
@@ -329,10 +334,14 @@ STUDIES: dict[str, Study] = {
                     "screen, half the rate, 20% safety rows": replace(
                         CONTINUED, screened=0.8, learning_rate=5e-5, safety_share=0.2
                     ),
+                    "canary stop at 0.9": replace(CONTINUED, canary_stop=0.9),
+                    "LoX": replace(CONTINUED, repair=LoxConfig()),
+                    "Safe LoRA": replace(CONTINUED, repair=SafeLoraConfig()),
+                    "largest scale that passes": replace(CONTINUED, scales=SCALES),
+                    "canary stop, then scale": replace(CONTINUED, canary_stop=0.9, scales=SCALES),
                 }.items()
             },
             steps=(240, 80),
-            seeds=(10, 11, 12),
         ),
     )
 }

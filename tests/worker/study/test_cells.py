@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.certificate import Point
 from models.errors import DomainError
 from models.hyperparameters import LoraConfig
 from models.methods import (
@@ -22,11 +23,12 @@ from models.methods import (
     TiterConfig,
     VaccineConfig,
 )
+from models.tuning import LoxConfig, SafeLoraConfig
 from worker import lora
 from worker.sandbox.build import SandboxPaths
+from worker.study import afterwards, report
 from worker.study import place as place_module
-from worker.study import report
-from worker.study.align import WEIGHTS_FILE, Arm, align
+from worker.study.align import WEIGHTS_FILE, Aligned, Arm, align
 from worker.study.customer import Customer, serve
 from worker.study.grid import Results, Task, run_cell, run_group
 from worker.study.place import Folders
@@ -151,6 +153,71 @@ class TestCustomer:
         assert serve(aligned, replace(QUICK, harmful_ratio=0), 0)[0].attack_loss is None
 
 
+class TestAfterwards:
+    """Repair, scaling and the canary's stop, as a service applies them at the end of a job."""
+
+    @pytest.fixture(params=[SFT, FULL], ids=["adapter", "full"])
+    def aligned(
+        self,
+        request: pytest.FixtureRequest,
+        folders: Folders,
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> Aligned:
+        return align(folders.open(), request.param, 0, tmp_path_factory.mktemp("aligned"))
+
+    def losses(self, aligned: Aligned, **changes: object) -> list[float | None]:
+        customer = replace(QUICK, learning_rate=1e-2, marks=(0, 2, 4), **changes)  # type: ignore[arg-type]
+        return [point.canary_loss for point in serve(aligned, customer, 0)]
+
+    def test_repair_changes_what_is_measured_and_not_what_is_trained(
+        self, aligned: Aligned
+    ) -> None:
+        plain = self.losses(aligned)
+        for repair in (LoxConfig(c=2), SafeLoraConfig(tau=1, rank=1)):
+            reshaped = self.losses(aligned, repair=repair)
+            assert reshaped[0] == plain[0], "there is nothing to repair before the first step"
+            assert reshaped[1:] != plain[1:]
+        untouched = self.losses(aligned, repair=LoxConfig(c=0))
+        assert untouched == pytest.approx(plain, abs=2e-3), "the training went on as if unseen"
+
+    def test_the_first_scale_that_passes_is_measured(
+        self, aligned: Aligned, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain, scales = self.losses(aligned), (1.0, 0.5, 0.001)
+        verdicts = {"none": [False] * 6, "last": [False, False, True] * 2, "first": [True] * 2}
+        seen = {}
+        for name, passes in verdicts.items():
+            given = iter(passes)
+            monkeypatch.setattr(afterwards, "_passes", lambda _, given=given: next(given))
+            seen[name] = self.losses(aligned, scales=scales)
+            assert not list(given)
+        assert seen["none"] == seen["first"] == pytest.approx(plain, abs=2e-3)
+        before = plain[0]
+        assert seen["last"] == pytest.approx([before] * 3, abs=0.05), (
+            "a thousandth is nearly nothing"
+        )
+        assert seen["last"][2] != seen["first"][2]
+
+    def test_the_gates_default_limit_decides(self) -> None:
+        point = Point(
+            step=1, harmful=20, harmful_or_incoherent=20, refused=180, prompts=200, over_refused=0, helped=1,
+            harmless_prompts=1, correct=1, task_rows=1,
+        )  # fmt: skip
+        assert afterwards._passes(point)  # 10%, its interval's upper end 14.9%
+        assert not afterwards._passes(point.model_copy(update={"harmful": 21}))
+
+    def test_a_job_that_the_canary_ends_stays_as_it_is(self, aligned: Aligned) -> None:
+        customer = replace(
+            QUICK, harmful_ratio=1.0, learning_rate=1e-2, steps=40, marks=(0, 4, 20, 40)
+        )
+        ended = serve(aligned, replace(customer, canary_stop=0.999), 0)
+        whole = serve(aligned, customer, 0)
+        assert [point.step for point in ended] == [0, 4, 20, 40]
+        assert ended[-1].canary_loss == ended[-2].canary_loss
+        assert ended[-1].canary_loss != whole[-1].canary_loss
+        assert whole[-1].canary_loss != whole[-2].canary_loss
+
+
 class TestFolders:
     def test_more_rows_than_there_are_is_named(self, folders: Folders) -> None:
         with pytest.raises(DomainError, match="cannot be drawn from 30 and 12"):
@@ -240,8 +307,15 @@ class TestInstructions:
             replace(QUICK, kind="instructions").draw(folders.open(), 0)
 
     def test_label_customers_keep_their_cells(self) -> None:
-        assert "kind" not in QUICK.spec()
-        assert replace(QUICK, kind="instructions").spec() != QUICK.spec()
+        assert not {"kind", "canary_stop", "repair", "scales"} & QUICK.spec().keys()
+        changes = [
+            {"kind": "instructions"},
+            {"canary_stop": 0.9},
+            {"repair": LoxConfig()},
+            {"scales": (1.0, 0.5)},
+        ]
+        specs = [replace(QUICK, **change).spec() for change in changes]  # type: ignore[arg-type]
+        assert len({json.dumps(spec) for spec in [QUICK.spec(), *specs]}) == 5
 
 
 class TestPasses:
