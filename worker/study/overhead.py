@@ -32,6 +32,7 @@ from worker.study.place import sandbox
 
 STEPS = 100
 ROUNDS = 5
+WORLD = 10  # that other studies build as well
 _BOOSTER = BoosterConfig(lambda_=20, alpha=0.005)
 ARMS = tuple(
     replace(arm, steps=STEPS)
@@ -43,6 +44,7 @@ ARMS = tuple(
         Arm("Booster, late 30%", _BOOSTER.model_copy(update={"start": 0.7})),
         Arm("Booster, late 30%, lazy 4", _BOOSTER.model_copy(update={"start": 0.7, "every": 4})),
         Arm("Booster+Vaccine", BoosterVaccineConfig()),
+        Arm("Titer in an adapter", TiterConfig(alpha=0.005)),
         Arm("SFT (full)", SftConfig(), "full"),
         Arm("Titer", TiterConfig(), "full"),
         Arm("Titer, lazy 4", TiterConfig(every=4), "full"),
@@ -99,7 +101,7 @@ def table(costs: dict[str, list[Cost]]) -> str:
 
 def _run(arm: Arm, cache: Path) -> Cost:
     torch.set_num_threads(1)
-    run = prepared(sandbox(1, cache), arm, seed=0)
+    run = prepared(sandbox(WORLD, cache), arm, seed=0)
     before = _peak_mib()
     started = time.process_time()
     tokens = run.train()
