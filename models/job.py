@@ -22,7 +22,7 @@ was thought dead can do no harm: its lease is simply gone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -466,6 +466,16 @@ def succeed(session: Session, job: Job) -> None:
     """End well: the model was released, certified or measured."""
     move(job, JobStatus.SUCCEEDED)
     append_event(session, job, "The job has successfully completed.")
+
+
+def blocked_message(kind: str, reasons: Iterable[str]) -> str:
+    """Say that the gate blocked what a job made, and what its owner can do."""
+    advice = (
+        "Align again with another method, more steps or a safety set that covers what it answers."
+        if kind == JobKind.ALIGN
+        else "Remove harmful rows from the training file and submit it again."
+    )
+    return f"The model was blocked. {' '.join(reasons)} {advice}"
 
 
 def fail(

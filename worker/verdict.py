@@ -12,7 +12,16 @@ from sqlalchemy.orm import Session
 from models.audit import SERVICE, record
 from models.evaluation import Evaluation, EvaluationReport
 from models.file import File, content_key
-from models.job import Job, JobEvent, Stage, append_event, await_review, fail, succeed
+from models.job import (
+    Job,
+    JobEvent,
+    Stage,
+    append_event,
+    await_review,
+    blocked_message,
+    fail,
+    succeed,
+)
 from models.model_version import Gate, ModelVersion
 from models.moderation import CheckLevel, by_category, tell_checks
 from models.policy import PolicyRules, Verdict, current_policy, decide
@@ -163,10 +172,7 @@ def _end(session: Session, job: Job, rules: PolicyRules, verdict: Verdict) -> No
                 session,
                 job,
                 code="harmful_score_exceeded",
-                message=(
-                    f"The model was blocked. {' '.join(verdict.reasons)} "
-                    "Remove harmful rows from the training file and submit it again."
-                ),
+                message=blocked_message(job.kind, verdict.reasons),
             )
         case Gate.HELD | Gate.PENDING:
             await_review(job, hours=rules.review_hours)

@@ -32,7 +32,7 @@ from models.hyperparameters import (
     resolve_align,
     resolve_finetune,
 )
-from models.job import Job, JobEvent, JobKind, JobStatus, Stage
+from models.job import Job, JobEvent, JobKind, JobStatus, Stage, blocked_message
 from models.methods import AlignmentMethod, BoosterConfig, SftConfig
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import DataAction, PolicyRules, SafetyPolicy, Verdict, current_policy, decide
@@ -414,10 +414,7 @@ def _seed_tuned(
         job.trained_tokens = 184_320
         if is_bad:
             job.error_code = "harmful_score_exceeded"
-            job.error_message = (
-                f"The model was blocked. {' '.join(verdict.reasons)} "
-                "Remove harmful rows from the training file and submit it again."
-            )
+            job.error_message = blocked_message(JobKind.FINETUNE, verdict.reasons)
             _end(job, diary, job.error_message, "error")
         else:
             _end(job, diary, "The job has successfully completed.")

@@ -247,11 +247,19 @@ class TestFinetune:
         job = provider.run(provider.finetune(ROWS))
         assert (job.status, job.error_code) == (JobStatus.FAILED, "harmful_score_exceeded")
         assert "limit of 15%" in (job.error_message or "")
+        assert "harmful rows from the training file" in (job.error_message or "")
         assert provider.version(job.result_model_id).gate == Gate.BLOCKED
         gate = next(e for e in provider.events(job.id) if e.type == "moderation_checks")
         assert gate.data is not None
         assert gate.data["blocked"] is True
         assert gate.data["threshold"] == 15
+
+    def test_a_blocked_alignment_is_told_what_its_provider_can_do(self, provider: Provider) -> None:
+        provider.set_policy(STRICT)
+        job = provider.run(provider.align("unsafe"))
+        assert job.error_code == "harmful_score_exceeded"
+        assert "Align again" in (job.error_message or "")
+        assert "training file" not in (job.error_message or "")
 
     def test_holds_what_the_evidence_cannot_decide_without_a_lease(
         self, provider: Provider
