@@ -20,7 +20,6 @@ from worker.study.summary import (
     OVER_REFUSAL,
     Measure,
     at,
-    average,
     chosen,
     points,
 )
@@ -47,12 +46,11 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
         f"HS (its 95% interval over seeds and prompts) / HS+ / {_utility(study)[0]}, in percent. Prompts: {study.split}; "
         f"{'seeds, each a world of its own' if study.world is None else 'seeds, all in one world'}: "
         f"{', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
-        f"of the alignment, as a multiple of {study.arms[0].name}'s.",
+        f"of the alignment, as a multiple of {study.arms[0].name}'s. A cell of fewer seeds says so.",
     ]
     for step in study.steps:
         if any(step in customer.marks for customer in study.customers.values()):
             lines += ["", f"## At customer step {step}", "", *_rows(study, cells, step)]
-    lines += ["", "Alignment seconds: " + "; ".join(_seconds(study, cells)) + "."]
     return "\n".join(lines) + "\n"
 
 
@@ -79,16 +77,17 @@ def _rows(study: Study, cells: Sequence[Cell], step: int) -> list[str]:
         ]
         for name in customers:
             met = chosen(own, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
-            row.append(_cell(met, step, _utility(study)[1]))
+            row.append(_cell(met, step, _utility(study)[1], len(study.seeds)))
         lines.append("| " + " | ".join(row) + " |")
     return lines
 
 
-def _cell(cells: Sequence[Cell], step: int, utility: Measure) -> str:
+def _cell(cells: Sequence[Cell], step: int, utility: Measure, seeds: int) -> str:
     hs, plus, use = (at(cells, measure, step) for measure in (HS, HS_PLUS, utility))
     if hs is None or plus is None or use is None:
         return "–"
-    return f"{hs} / {plus.percent:.0f} / {use.percent:.0f}"
+    few = f", {hs.seeds} seed{'s' * (hs.seeds > 1)}" if hs.seeds < seeds else ""
+    return f"{hs} / {plus.percent:.0f} / {use.percent:.0f}{few}"
 
 
 def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
@@ -135,12 +134,3 @@ def _draw_curves(axis: Axes, study: Study, cells: Sequence[Cell], measure: Measu
             steps = [step for step, _ in curves[0]]
             means = [sum(c[i][1] for c in curves) / len(curves) for i in range(len(steps))]
             axis.plot(steps, means, color=colour, lw=2, ls=style, label=arm.name)
-
-
-def _seconds(study: Study, cells: Sequence[Cell]) -> list[str]:
-    found = []
-    for arm in study.arms:
-        own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
-        if own:
-            found.append(f"{arm.name} {average(own, 'alignment_seconds'):.0f}")
-    return found

@@ -76,8 +76,3 @@ def at(cells: Sequence[Cell], measure: Measure, step: int) -> Mean | None:
 def chosen(cells: Sequence[Cell], holds: Callable[[Cell], bool]) -> list[Cell]:
     """Pick cells, in the order of their seeds."""
     return sorted(filter(holds, cells), key=lambda cell: cast(int, cell["seed"]))
-
-
-def average(cells: Sequence[Cell], name: str) -> float:
-    """Give the mean of a cell's number (seconds, passes, tokens)."""
-    return statistics.fmean(cast(float, cell[name]) for cell in cells)

@@ -371,12 +371,14 @@ class TestReport:
             "arm": "SFT",
             "customer": "one",
             "seed": 0,
-            "alignment_seconds": 1,
             "points": [point],
         }
         text = report.table(study, [cell])
         assert f"HS+ / {named}, in percent" in text
         assert f" / 2 / {share} |" in text
+
+        more = report.table(replace(study, seeds=(0, 1)), [cell])
+        assert f" / 2 / {share}, 1 seed |" in more, "a cell that lacks seeds says so"
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
