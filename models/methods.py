@@ -168,6 +168,10 @@ class BoosterVaccineConfig(BoosterConfig):
     rho: float = Field(2.0, ge=0, le=1000, description="Vaccine's shift (Booster's authors: 5).")
 
 
+# An adapter is a short vector, and a simulated step in it is as much shorter (docs/results.md).
+TITER_ADAPTER_ALPHA = 0.005
+
+
 class TiterConfig(BoosterConfig):
     """Titer's own: Booster's simulated attack, with bounded ascent on the harmful loss after it, late.
 

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from models.frozen import Frozen
 from models.hyperparameters import AlignHyperparameters, LoraConfig
 from models.methods import (
+    TITER_ADAPTER_ALPHA,
     AlignmentMethod,
     BoosterConfig,
     BoosterVaccineConfig,
@@ -94,10 +95,15 @@ def fill_in(
 ) -> tuple[AlignmentMethod, AlignHyperparameters]:
     """Give a request's configuration with what it left open taken from a preset."""
     preset = PRESETS[name]
-    return (
-        _filled(preset.methods.get(method.name, method), method),
-        _filled(preset.hyperparameters, hyperparameters),
-    )
+    rule = _filled(preset.methods.get(method.name, method), method)
+    rest = _filled(preset.hyperparameters, hyperparameters)
+    if (
+        isinstance(rule, TiterConfig)
+        and rest.parameters == "adapter"
+        and "alpha" not in method.model_fields_set
+    ):
+        rule = rule.model_copy(update={"alpha": TITER_ADAPTER_ALPHA})
+    return rule, rest
 
 
 def _filled(preset: _Config, asked: _Config) -> _Config:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.hyperparameters import AlignHyperparameters, LoraConfig
-from models.methods import BoosterConfig, RepNoiseConfig, VaccineConfig
+from models.methods import BoosterConfig, RepNoiseConfig, TiterConfig, VaccineConfig
 from models.presets import PRESETS, PresetName, fill_in
 
 
@@ -35,6 +35,17 @@ def test_what_was_chosen_stays() -> None:
     assert isinstance(method, BoosterConfig)
     assert (method.lambda_, method.alpha) == (7, 0.1)
     assert (asked.steps, asked.batch_size, asked.lora) == (3, 10, LoraConfig(r=4))
+
+
+def test_titers_step_is_shorter_in_an_adapter_unless_it_is_named() -> None:
+    def alpha(method: TiterConfig, **asked: object) -> float:
+        filled, _ = fill_in("service", method, AlignHyperparameters.model_validate(asked))
+        assert isinstance(filled, TiterConfig)
+        return filled.alpha
+
+    assert alpha(TiterConfig()) == alpha(TiterConfig(), parameters="full") == 0.02
+    assert alpha(TiterConfig(every=4), parameters="adapter") == 0.005
+    assert alpha(TiterConfig(alpha=0.02), parameters="adapter") == 0.02
 
 
 def test_other_methods_have_values_of_their_own() -> None:

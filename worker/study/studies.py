@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.methods import (
+    TITER_ADAPTER_ALPHA,
     Attacker,
     BoosterConfig,
     BoosterVaccineConfig,
@@ -89,8 +90,8 @@ def _with_ratios(customers: dict[str, Customer], ratios: Sequence[float]) -> dic
 
 
 TITER = Arm("Titer", TiterConfig(), space="full")
-# For models too large to be aligned in full parameters. An adapter is short, and so is the simulated step.
-TITER_ADAPTER = Arm("Titer in an adapter", TiterConfig(alpha=0.005))
+# For models too large to be aligned in full parameters.
+TITER_ADAPTER = Arm("Titer in an adapter", TiterConfig(alpha=TITER_ADAPTER_ALPHA))
 SCALES = (1.0, 0.8, 0.6, 0.4, 0.2)
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
