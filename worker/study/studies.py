@@ -343,6 +343,7 @@ STUDIES: dict[str, Study] = {
                 }.items()
             },
             steps=(240, 80),
+            seeds=(10, 11, 12),
         ),
     )
 }
