@@ -62,12 +62,13 @@ class Results:
     """Cells on disk, one JSON object a line, appended as they come.
 
     A cell that another study of the same folder has run is not run again: all its files are read, one is written.
+    Where two files hold a cell, the study's own counts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells: dict[str, Cell] = {}
-        for file in sorted(path.parent.glob("*.jsonl")):
+        for file in sorted(path.parent.glob("*.jsonl"), key=lambda file: (file == path, file)):
             for line in file.read_text().splitlines():
                 cell = json.loads(line)
                 self.cells[cell["key"]] = cell
@@ -143,6 +144,8 @@ def run_cell(task: Task, cache: Path) -> Cell:
         "customer_spec": task.customer.spec(),
         "seed": task.seed,
         "place": place.name,
+        # A sandbox base is trained where it is used, and another processor's rounding makes another one of it.
+        "base_sha256": place.base_sha256,
         "split": str(task.split),
         "prompt_set_hash": place.safety.prompt_set_hash,
         "alignment_seconds": aligned.seconds,

@@ -5,6 +5,7 @@ The sandbox world is one such place; any base folder with a safety set and a cus
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.digest import sha256_of
 from models.hyperparameters import ScorerName
 from models.rows import Conversation
 from models.safety_set import InvalidSafetySet, SafetySet
@@ -53,6 +55,12 @@ class Place:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer."""
         return load_tokenizer(self.base)
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """The hash of the base's weights."""
+        files = sorted(self.base.glob("*.safetensors"))
+        return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
     @cached_property
     def judge(self) -> Judge:

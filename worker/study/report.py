@@ -27,6 +27,10 @@ from worker.study.summary import (
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#000000", "#bbbbbb")
 COLUMNS = 4
 Curve = tuple[str, Measure]
+FOREIGN = (
+    "†: on another build of the same worlds' bases than the first cell. A base is trained where it is used, and another "
+    "processor's rounding makes another one of it: compare such cells as if they were from other worlds."
+)
 
 
 def write(study: Study, cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -48,6 +52,8 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
         f"{', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
         f"of the alignment, as a multiple of {study.arms[0].name}'s. A cell of fewer seeds says so.",
     ]
+    if any(_is_foreign(study, cells, cell) for cell in cells):
+        lines += ["", FOREIGN]
     for step in study.steps:
         if any(step in customer.marks for customer in study.customers.values()):
             lines += ["", f"## At customer step {step}", "", *_rows(study, cells, step)]
@@ -77,9 +83,20 @@ def _rows(study: Study, cells: Sequence[Cell], step: int) -> list[str]:
         ]
         for name in customers:
             met = chosen(own, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
-            row.append(_cell(met, step, _utility(study)[1], len(study.seeds)))
+            mark = " †" if any(_is_foreign(study, cells, cell) for cell in met) else ""
+            row.append(_cell(met, step, _utility(study)[1], len(study.seeds)) + mark)
         lines.append("| " + " | ".join(row) + " |")
     return lines
+
+
+def _is_foreign(study: Study, cells: Sequence[Cell], cell: Cell) -> bool:
+    """Whether a cell's base is another build of its world's than the one under the table's first cell."""
+    first = (study.arms[0].name, next(iter(study.customers)), cell["seed"])
+    return any(
+        (other["arm"], other["customer"], other["seed"]) == first
+        and other.get("base_sha256") != cell.get("base_sha256")
+        for other in cells
+    )
 
 
 def _cell(cells: Sequence[Cell], step: int, utility: Measure, seeds: int) -> str:

@@ -259,6 +259,7 @@ class TestGrid:
         assert (cell["arm"], cell["customer"], cell["seed"]) == ("SFT", "quick", 0)
         assert json.loads(json.dumps(cell))["customer_spec"]["learning_rate"] == QUICK.rate
         assert cell["alignment_passes"] == 3
+        assert cell["base_sha256"] == folders.open().base_sha256
 
     def test_is_repeatable(self, folders: Folders, tmp_path: Path) -> None:
         first, second = (
@@ -286,6 +287,9 @@ class TestGrid:
         assert set(Results(results.path).cells) == {"a", "b"}
         another = Results(tmp_path / "some" / "another-study.jsonl")
         assert set(another.cells) == {"a", "b"}, "a cell belongs to every study that asks for it"
+        another.add({"key": "a", "arm": "again"})
+        assert Results(another.path).cells["a"]["arm"] == "again", "its own count"
+        assert Results(results.path).cells["a"]["arm"] == "SFT"
 
 
 class TestInstructions:
@@ -376,6 +380,12 @@ class TestReport:
         text = report.table(study, [cell])
         assert f"HS+ / {named}, in percent" in text
         assert f" / 2 / {share} |" in text
+
+        assert "†" not in text
+        other = {**cell, "arm": "full", "base_sha256": "another"}
+        built = report.table(replace(study, arms=(SFT, FULL)), [cell, other])
+        assert f" / 2 / {share} † |" in built
+        assert built.count("†") == 2, "the other cell and the line that says what it means"
 
         more = report.table(replace(study, seeds=(0, 1)), [cell])
         assert f" / 2 / {share}, 1 seed |" in more, "a cell that lacks seeds says so"
