@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from models.methods import (
+    TITER_ADAPTER_ALPHA,
     BoosterConfig,
     BoosterVaccineConfig,
     RepNoiseConfig,
@@ -44,7 +45,7 @@ ARMS = tuple(
         Arm("Booster, late 30%", _BOOSTER.model_copy(update={"start": 0.7})),
         Arm("Booster, late 30%, lazy 4", _BOOSTER.model_copy(update={"start": 0.7, "every": 4})),
         Arm("Booster+Vaccine", BoosterVaccineConfig()),
-        Arm("Titer in an adapter", TiterConfig(alpha=0.005)),
+        Arm("Titer in an adapter", TiterConfig(alpha=TITER_ADAPTER_ALPHA)),
         Arm("SFT (full)", SftConfig(), "full"),
         Arm("Titer", TiterConfig(), "full"),
         Arm("Titer, lazy 4", TiterConfig(every=4), "full"),
