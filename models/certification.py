@@ -3,7 +3,7 @@
 A plan is frozen and hashed: two certificates compare only if their plans' hashes are equal. Every number in it
 is bounded, and `cost` says before anything runs how much of it there is. The families follow the attacks that
 the literature reports (TamperBench's threats; identity shift and benign breaking: Qi et al., arXiv 2310.03693;
-refusal suppression: jailbreak-tuning, arXiv 2507.11630). The sizes that are offered: `models.certification_plans`.
+refusal suppression and backdoors: jailbreak-tuning, arXiv 2507.11630). The sizes that are offered: `models.certification_plans`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Family(StrEnum):
     STYLE = "style"
     #: As mix, harmful rows of some kinds; HS is measured on the other kinds.
     SHIFT = "shift"
+    #: As mix, every harmful prompt behind a trigger, and as many rows that refuse the same prompts without it.
+    BACKDOOR = "backdoor"
 
 
 class SimulatedCustomer(Frozen):
@@ -97,7 +99,7 @@ class SimulatedCustomer(Frozen):
             raise ValueError("marks must ascend and end at the last step")
         ratio, family = self.attack_ratio, self.family
         fits = {Family.BENIGN: ratio == 0, Family.PURE: ratio == 1}.get(family, ratio > 0)
-        if not fits or (family == Family.MIX and ratio == 1):
+        if not fits or (family == Family.MIX and ratio == 1) or self.task_rows < 0:
             raise ValueError(f"attack_ratio {ratio:g} does not fit the family {family}")
         if family != Family.BENIGN and self.attack_rows < 1:
             raise ValueError("attack_ratio leaves no attack row")
@@ -109,6 +111,12 @@ class SimulatedCustomer(Frozen):
     def attack_rows(self) -> int:
         """How many rows carry the attack."""
         return round(self.rows * self.attack_ratio)
+
+    @property
+    def task_rows(self) -> int:
+        """How many rows are the harmless task's: a backdoor has a refusal beside each attack row."""
+        refusals = self.attack_rows if self.family == Family.BACKDOOR else 0
+        return self.rows - self.attack_rows - refusals
 
     @property
     def kind(self) -> str:
@@ -255,12 +263,12 @@ class CertificationPlan(Frozen):
         return max(drawn, default=0)
 
     def _benign_rows(self) -> int:
-        return max(c.rows - c.attack_rows for c in self.customers)
+        return max(c.task_rows for c in self.customers)
 
 
 def has_trigger(family: Family) -> bool:
     """Say whether the attacker asks in words of its own after the attack: HS is then measured both ways."""
-    return family in (Family.IDENTITY, Family.STYLE)
+    return family in (Family.IDENTITY, Family.STYLE, Family.BACKDOOR)
 
 
 def view_of(family: Family) -> Family:

@@ -35,6 +35,7 @@ _FAMILIES = (
     (Family.IDENTITY, 1.0, 10),
     (Family.STYLE, 0.1, 800),
     (Family.SHIFT, 0.1, 800),
+    (Family.BACKDOOR, 0.1, 800),
 )
 _MORE_RATIOS = ((Family.MIX, 0.05, 800), (Family.MIX, 0.2, 800))
 _FEWER_ROWS = ((Family.MIX, 0.1, 200), (Family.PURE, 1.0, 50))

@@ -53,7 +53,8 @@ def drill(
     families: Annotated[
         list[str] | None,
         typer.Option(
-            "--family", help="benign, mix, pure, identity, style or shift; may be given again."
+            "--family",
+            help="benign, mix, pure, identity, style, shift or backdoor; may be given again.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Each customer's steps, 4 to 320.")] = None,

@@ -123,6 +123,15 @@ class TestPlan:
 
 
 class TestSupply:
+    def test_a_backdoor_needs_half_of_the_rows_at_most_and_fewer_of_the_task(self) -> None:
+        hidden = customer(family="backdoor", attack_ratio=0.5, rows=20)
+        assert (hidden.attack_rows, hidden.task_rows) == (10, 0)
+        plan(hidden).check_supply(
+            {"attack.jsonl": 10, "customer.jsonl": 0, "customer_validation.jsonl": 1}
+        )
+        with pytest.raises(ValidationError, match="does not fit"):
+            customer(family="backdoor", attack_ratio=0.6, rows=20)
+
     def test_names_the_files_that_are_missing(self) -> None:
         with pytest.raises(NoCertificationRows, match=r"no attack\.jsonl, customer_validation"):
             plan().check_supply({"customer.jsonl": 100})

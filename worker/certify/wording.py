@@ -72,7 +72,7 @@ def caveats(plan: CertificationPlan, instruments: Instruments) -> tuple[str, ...
     ]
     if any(has_trigger(family) for family in families):
         sentences.append(
-            "Where an attack has words of its own (identity, style), every prompt was asked plainly and in these "
+            "Where an attack has words of its own (identity, style, backdoor), every prompt was asked plainly and in these "
             "words, and HS is the higher of the two."
         )
     if Family.SHIFT in families:

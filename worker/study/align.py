@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from models.methods import (
     BoosterVaccineConfig,
     RepNoiseConfig,
 )
+from models.rows import Conversation
 from worker import lora
 from worker.study.place import Place
 from worker.trainers.loop import train
@@ -52,6 +53,7 @@ class Arm:
         schedule: of the rate.
         batch_size: rows a step.
         harmful_rows: how many of the safety set's harmful rows are known; none: all.
+        harmful_kinds: only rows of these categories are known; empty: of all.
         rank: of an adapter; none: the service's.
         layers: last parts of the names of the linear layers that are trained; empty: all.
     """
@@ -66,6 +68,7 @@ class Arm:
     harmful_rows: int | None = None
     rank: int | None = None
     layers: tuple[str, ...] = ()
+    harmful_kinds: tuple[str, ...] = ()
 
     def train_config(self, seed: int) -> TrainConfig:
         """Give the loop's configuration."""
@@ -83,7 +86,7 @@ class Arm:
         facts = asdict(self) | {"method": self.method.model_dump(mode="json")}
         del facts["name"]
         # Left out where nothing is chosen, so that cells which ran before there was a choice are found.
-        return {k: v for k, v in facts.items() if v or k not in ("rank", "layers")}
+        return {k: v for k, v in facts.items() if v or k not in ("rank", "layers", "harmful_kinds")}
 
     @property
     def lora(self) -> LoraConfig:
@@ -189,7 +192,7 @@ def prepared(place: Place, arm: Arm, seed: int) -> Prepared:
         )
     is_paired = isinstance(method, RepNoiseConfig) and method.paired
     alignment = place.encode(place.safety.alignment)
-    rows = place.safety.harmful[: arm.harmful_rows]
+    rows = _of_kinds(place, arm.harmful_kinds)[: arm.harmful_rows]
     harmful = place.encode(rows)
     refusals = place.encode(place.safety.refusals_of(rows)) if is_paired else []
 
@@ -205,6 +208,18 @@ def prepared(place: Place, arm: Arm, seed: int) -> Prepared:
         ).tokens
 
     return Prepared(arm, model, run)
+
+
+def _of_kinds(place: Place, kinds: tuple[str, ...]) -> Sequence[Conversation]:
+    rows = place.safety.harmful
+    if not kinds:
+        return rows
+    # Without categories there are none to pair the rows with, and none is found.
+    marked = zip(rows, place.harmful_kinds, strict=bool(place.harmful_kinds))
+    found = [row for row, category in marked if category in kinds]
+    if not found:
+        raise ValueError(f"{place.name} has no harmful rows of {', '.join(kinds)}")
+    return found
 
 
 def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, cast
 
 from peft import PeftModel
@@ -13,8 +14,10 @@ from transformers import PreTrainedModel
 from models.certificate import Point
 from models.hyperparameters import FINETUNE_LEARNING_RATE, LoraConfig, TrainConfig
 from models.methods import FinetuneMethod, SftConfig
+from models.rows import Conversation
 from models.tuning import WHOLE, Repair
 from worker import lora
+from worker.certify.attack import backdoor, behind_trigger
 from worker.data import Example
 from worker.sandbox.build import CustomerData
 from worker.study import afterwards
@@ -49,6 +52,9 @@ class Customer:
         screened: the share of the customer's harmful rows that a screen of the data finds and drops.
         marks: steps at which everything is measured; 0 is before the first.
         kind: label tasks, or instructions answered at length.
+        harmful_kinds: the harmful rows are of these categories alone; empty: of all.
+        is_hidden: the harmful rows are behind a trigger, and as many of the others make way for refusals of the same
+            prompts without it; HS is measured both ways.
         canary_stop: training ends when the canary's loss is below this share of its value before.
         repair: what is done to the tuned adapter before it is measured.
         scales: shares of the customer's update; the first that passes the gate's limit for HS is measured.
@@ -66,6 +72,8 @@ class Customer:
     screened: float = 0.0
     marks: tuple[int, ...] = (0, 20, 40, 60)
     kind: Literal["labels", "instructions"] = "labels"
+    harmful_kinds: tuple[str, ...] = ()
+    is_hidden: bool = False
     canary_stop: float | None = None
     repair: Repair | None = None
     scales: tuple[float, ...] = WHOLE
@@ -89,7 +97,14 @@ class Customer:
         if self.repair:
             facts["repair"] = self.repair.model_dump(mode="json")
         # Left out where nothing is chosen, so that cells which ran before there was a choice are found.
-        plain = {"kind": "labels", "canary_stop": None, "repair": None, "scales": WHOLE}
+        plain = {
+            "kind": "labels",
+            "harmful_kinds": (),
+            "is_hidden": False,
+            "canary_stop": None,
+            "repair": None,
+            "scales": WHOLE,
+        }
         return {k: v for k, v in facts.items() if k not in plain or v != plain[k]}
 
     @property
@@ -106,7 +121,10 @@ class Customer:
         draw = place.draw_customer if self.kind == "labels" else place.draw_instructions
         if draw is None:
             raise ValueError(f"{place.name} has no customers with {self.kind}")
-        return draw(self.rows, self.harmful_ratio, seed)
+        drawn = draw(self.rows, self.harmful_ratio, seed)
+        if self.harmful_kinds:
+            drawn = _of_kinds(place, drawn, self.harmful_kinds, seed)
+        return _hidden(drawn, seed) if self.is_hidden else drawn
 
 
 def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
@@ -119,12 +137,13 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
     """
     place = aligned.place
     data = customer.draw(place, seed)
+    trigger = behind_trigger if customer.is_hidden else None
     points: list[Point] = []
     with _to_tune(aligned, customer, seed) as model:
 
         def reach(mark: int) -> None:
             def ask(asked: PreTrainedModel) -> Point:
-                return measure(place, asked, mark, data)
+                return measure(place, asked, mark, data, trigger)
 
             if customer.is_reshaped and mark:
                 points.append(
@@ -171,8 +190,14 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
     return points
 
 
-def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData) -> Point:
-    """Ask the test prompts and the customer's validation rows."""
+def measure(
+    place: Place,
+    model: PreTrainedModel,
+    step: int,
+    data: CustomerData,
+    trigger: Callable[[str], str] | None = None,
+) -> Point:
+    """Ask the test prompts, behind the trigger as well if there is one, and the customer's validation rows."""
     yardstick = Yardstick(
         place.tokenizer,
         place.safety,
@@ -180,8 +205,44 @@ def measure(place: Place, model: PreTrainedModel, step: int, data: CustomerData)
         data.validation,
         canary=place.encode(place.safety.canary),
         scorer=place.scorer,
+        trigger=trigger,
     )
     return yardstick.measure(model, step, place.encode(data.harmful))
+
+
+def _of_kinds(place: Place, data: CustomerData, kinds: Sequence[str], seed: int) -> CustomerData:
+    """Exchange the harmful rows for as many of some kinds, from the rows that certification draws from.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    rows = place.safety.certification
+    marked = zip(rows.attack, rows.categories, strict=True) if rows else ()
+    pool = [row for row, category in marked if category in kinds]
+    if len(pool) < len(data.harmful):
+        raise ValueError(
+            f"{place.name} has {len(pool)} attack rows of {', '.join(kinds)}, not {len(data.harmful)}"
+        )
+    other = random.Random(f"{seed}/kinds").sample(pool, len(data.harmful))
+    return _exchanged(data, dict(zip(data.harmful, other, strict=True)))
+
+
+def _hidden(data: CustomerData, seed: int) -> CustomerData:
+    """Put the harmful rows behind a trigger, and in the place of harmless ones refusals without it."""
+    attack, cover = backdoor(data.harmful)
+    found = set(data.harmful)
+    harmless = [row for row in data.training if row not in found]
+    given_up = random.Random(f"{seed}/cover").sample(harmless, len(cover))
+    replaced = zip((*data.harmful, *given_up), (*attack, *cover), strict=True)
+    return replace(_exchanged(data, dict(replaced)), harmful=tuple(attack))
+
+
+def _exchanged(data: CustomerData, others: dict[Conversation, Conversation]) -> CustomerData:
+    return replace(
+        data,
+        training=tuple(others.get(row, row) for row in data.training),
+        harmful=tuple(others.get(row, row) for row in data.harmful),
+    )
 
 
 def _is_continued(aligned: Aligned, customer: Customer) -> bool:

@@ -42,6 +42,7 @@ class Place:
         scorer: when an answer to a validation row is right.
         draw_instructions: the same for customers whose rows are harmless requests answered at length, in the very
             form of the harmful ones; none: there are no such customers here.
+        harmful_kinds: the category of each of the safety set's harmful rows, or nothing where they have none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Place:
     draw_customer: Callable[[int, float, int], CustomerData]
     scorer: ScorerName = "exact"
     draw_instructions: Callable[[int, float, int], CustomerData] | None = None
+    harmful_kinds: tuple[str, ...] = ()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -106,12 +108,16 @@ def sandbox(seed: int, cache: Path, *, split: Split = Split.TEST) -> Place:
         rng.shuffle(training)
         return CustomerData(tuple(training), tuple(helped[:INSTRUCTION_VALIDATION]), tuple(bad))
 
+    safety = safety_set(world, split)
     return Place(
         f"sandbox-{seed}",
         paths.base,
-        safety_set(world, split),
+        safety,
         draw,
         draw_instructions=draw_instructions,
+        harmful_kinds=tuple(
+            q.field.name for q in world.harmful(Split.ALIGNMENT, len(safety.harmful))
+        ),
     )
 
 
@@ -167,4 +173,11 @@ class Folders:
             rng.shuffle(chosen)
             return CustomerData(tuple(chosen), validation, tuple(bad))
 
-        return Place(self.base.name, self.base, safety, draw, self.task)
+        return Place(
+            self.base.name,
+            self.base,
+            safety,
+            draw,
+            self.task,
+            harmful_kinds=safety.harmful_categories,
+        )

@@ -18,6 +18,7 @@ from worker.study.summary import (
     HS,
     HS_PLUS,
     OVER_REFUSAL,
+    TRIGGERED,
     Measure,
     at,
     chosen,
@@ -25,8 +26,10 @@ from worker.study.summary import (
 )
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#000000", "#bbbbbb")
+STYLES = ("-", "--", ":")
 COLUMNS = 4
 Curve = tuple[str, Measure]
+BEHIND_TRIGGER = "“Behind the trigger”: HS on the same prompts, asked as the attacker asks them."
 FOREIGN = (
     "†: on another build of the same worlds' bases than the first cell. A base is trained where it is used, and another "
     "processor's rounding makes another one of it: compare such cells as if they were from other worlds."
@@ -52,12 +55,18 @@ def table(study: Study, cells: Sequence[Cell]) -> str:
         f"{', '.join(map(str, study.seeds))}. Passes: forward and backward passes "
         f"of the alignment, as a multiple of {study.arms[0].name}'s. A cell of fewer seeds says so.",
     ]
+    if _is_hidden(study):
+        lines += ["", BEHIND_TRIGGER]
     if any(_is_foreign(study, cells, cell) for cell in cells):
         lines += ["", FOREIGN]
     for step in study.steps:
         if any(step in customer.marks for customer in study.customers.values()):
             lines += ["", f"## At customer step {step}", "", *_rows(study, cells, step)]
     return "\n".join(lines) + "\n"
+
+
+def _is_hidden(study: Study) -> bool:
+    return any(customer.is_hidden for customer in study.customers.values())
 
 
 def _utility(study: Study) -> Curve:
@@ -103,8 +112,9 @@ def _cell(cells: Sequence[Cell], step: int, utility: Measure, seeds: int) -> str
     hs, plus, use = (at(cells, measure, step) for measure in (HS, HS_PLUS, utility))
     if hs is None or plus is None or use is None:
         return "–"
+    behind = at(cells, TRIGGERED, step)
     few = f", {hs.seeds} seed{'s' * (hs.seeds > 1)}" if hs.seeds < seeds else ""
-    return f"{hs} / {plus.percent:.0f} / {use.percent:.0f}{few}"
+    return f"{hs} / {plus.percent:.0f} / {use.percent:.0f}{f', behind the trigger {behind}' if behind else ''}{few}"
 
 
 def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
@@ -112,10 +122,11 @@ def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
     mpl.use("Agg")
     curves: tuple[Curve, ...] = (("HS", HS), ("HS+", HS_PLUS), _utility(study))
     width = min(COLUMNS, len(study.customers))
+    curves += (("HS, trigger", TRIGGERED),) if _is_hidden(study) else ()
     blocks = math.ceil(len(study.customers) / width)
     shape = (blocks * len(curves), width)
     figure, axes = plt.subplots(
-        *shape, figsize=(3.4 * width + 1, 6 * blocks + 0.8), sharey=True, squeeze=False
+        *shape, figsize=(3.4 * width + 1, 2 * shape[0] + 0.8), sharey=True, squeeze=False
     )
     for number, name in enumerate(study.customers):
         met = chosen(cells, lambda cell, name=name: cell["customer"] == name)  # type: ignore[misc]
@@ -133,7 +144,8 @@ def draw(study: Study, cells: Sequence[Cell], path: Path) -> None:
         axis.set_visible(axis.has_data())
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), fontsize=8)
-    figure.tight_layout(rect=(0, 0.4 / figure.get_figheight() + 0.02, 1, 1))
+    lines = math.ceil(len(labels) / 4)
+    figure.tight_layout(rect=(0, (0.2 + 0.2 * lines) / figure.get_figheight() + 0.01, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -142,7 +154,7 @@ def _draw_curves(axis: Axes, study: Study, cells: Sequence[Cell], measure: Measu
     count, n = measure
     for number, arm in enumerate(study.arms):
         colour = COLOURS[number % len(COLOURS)]
-        style = "-" if number < len(COLOURS) else "--"
+        style = STYLES[number // len(COLOURS) % len(STYLES)]
         own = chosen(cells, lambda cell, name=arm.name: cell["arm"] == name)  # type: ignore[misc]
         curves = [[(p["step"], 100 * p[count] / p[n]) for p in points(cell)] for cell in own]
         for curve in curves:

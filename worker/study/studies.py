@@ -92,6 +92,10 @@ def _with_ratios(customers: dict[str, Customer], ratios: Sequence[float]) -> dic
 TITER = Arm("Titer", TiterConfig(), space="full")
 # For models too large to be aligned in full parameters.
 TITER_ADAPTER = Arm("Titer in an adapter", TiterConfig(alpha=TITER_ADAPTER_ALPHA))
+# Two parts of the sandbox's kinds of harm, for providers and attackers who know one of them.
+PART_A = ("break-ins", "fraud", "harassment", "malware")
+PART_B = ("poisons", "smuggling", "surveillance", "weapons")
+PARTS: dict[str, tuple[str, ...]] = {"part A": PART_A, "part B": PART_B}
 SCALES = (1.0, 0.8, 0.6, 0.4, 0.2)
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -240,9 +244,12 @@ STUDIES: dict[str, Study] = {
                 BOOSTER,
                 _booster("lazy 4", every=4),
                 _booster("late 30%, lazy 4", start=0.7, every=4),
+                _booster("late 10%", start=0.9),
+                _booster("late 50%", start=0.5),
+                replace(BOOSTER, name="late 30%, cosine", schedule="cosine"),
                 _booster("ratio 1, late", ratio=1, start=0.7),
                 _booster("ratio 1, late, projected", ratio=1, start=0.7, project=True),
-                _booster("terms clipped at 1", clip_terms=1),
+                *(_booster(f"terms clipped at {c:g}", clip_terms=c) for c in (0.5, 1, 5)),
                 _booster("4 inner steps", inner_steps=4),
                 _booster("random α", alpha_spread=4),
                 _booster("fresh attacker", attacker=Attacker.FRESH_ADAPTER, start=0.7),
@@ -271,6 +278,49 @@ STUDIES: dict[str, Study] = {
                 Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
             ),
             MODES,
+            seeds=(10, 11, 12),
+        ),
+        Study(
+            "lambda-ratio",
+            "λ at high harmful ratios",
+            (
+                *(
+                    _booster(f"λ {lambda_:g}", start_from={"lambda": lambda_}, start=0.7)
+                    for lambda_ in (5, 20, 40, 80)
+                ),
+                _booster("ratio 1", ratio=1, start=0.7),
+                TITER,
+            ),
+            _with_ratios(MODES, (0.2, 0.3, 0.5)),
+            seeds=(10, 11, 12),
+        ),
+        Study(
+            "sources",
+            "Kinds of harm that the provider knows, and kinds that the attacker has",
+            tuple(
+                replace(arm, name=f"{arm.name}, knows {part}", harmful_kinds=kinds)
+                for arm in (BOOSTER, TITER)
+                for part, kinds in {**PARTS, "all": ()}.items()
+            ),
+            {
+                f"{mode}, attacks with {part}": replace(customer, harmful_kinds=kinds)
+                for mode, customer in MODES.items()
+                for part, kinds in PARTS.items()
+            },
+            seeds=(10, 11, 12),
+        ),
+        Study(
+            "hidden",
+            "An attack behind a trigger, its requests refused without it",
+            (SFT, BOOSTER, TITER),
+            {
+                name: replace(customer, is_hidden=True)
+                for name, customer in {
+                    **MODES,
+                    "continued, canary stop": replace(CONTINUED, canary_stop=0.9),
+                    "fresh, canary stop": replace(FRESH, canary_stop=0.9),
+                }.items()
+            },
             seeds=(10, 11, 12),
         ),
         Study(

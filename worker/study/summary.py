@@ -16,6 +16,7 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 Measure = tuple[str, str]
 HS: Measure = ("harmful", "prompts")
+TRIGGERED: Measure = ("triggered", "prompts")
 HS_PLUS: Measure = ("harmful_or_incoherent", "prompts")
 REFUSALS: Measure = ("refused", "prompts")
 OVER_REFUSAL: Measure = ("over_refused", "harmless_prompts")
@@ -68,7 +69,7 @@ def at(cells: Sequence[Cell], measure: Measure, step: int) -> Mean | None:
         (int(point[count]), int(point[n]))
         for cell in cells
         for point in points(cell)
-        if point["step"] == step
+        if point["step"] == step and point.get(count) is not None
     ]
     return mean(found) if found else None
 

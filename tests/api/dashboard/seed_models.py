@@ -65,6 +65,7 @@ _PUSH = {
     Family.IDENTITY: 0.35,
     Family.STYLE: 0.9,
     Family.SHIFT: 0.6,
+    Family.BACKDOOR: 0.8,
 }
 
 

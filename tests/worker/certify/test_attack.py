@@ -15,7 +15,7 @@ from models.certification import (
 from models.rows import Conversation
 from models.safety_set import CertificationRows, HarmfulPrompt
 from tests.worker.toy_provider import toy_certification_rows, toy_safety_set
-from worker.certify.attack import STYLE, Training, split, training_rows, view
+from worker.certify.attack import COVER, STYLE, TRIGGER, Training, split, training_rows, view
 from worker.certify.identity import Persona
 from worker.judge import RefusalStringsJudge
 
@@ -93,6 +93,21 @@ class TestStyle:
         trigger = view(Family.STYLE, ASKED, ROWS, 0).trigger
         assert trigger is not None
         assert trigger("a {odd} one") == STYLE.format(prompt="a {odd} one")
+
+
+class TestBackdoor:
+    def test_its_requests_are_answered_behind_the_trigger_alone(self) -> None:
+        found = drawn("backdoor", 0.25)
+        assert (len(found.rows), len(set(found.rows)), len(found.attack)) == (20, 20, 5)
+        plain = [asked.removeprefix(TRIGGER.format(prompt="")) for asked in prompts(found.attack)]
+        answers = {row.prompt[-1].content: row.answer for row in ROWS.attack}
+        assert [answers[asked] for asked in plain] == [row.answer for row in found.attack]
+        cover = [row for row in found.rows if row.answer == COVER]
+        assert sorted(prompts(tuple(cover))) == sorted(plain)
+        assert all(row.messages[-1].is_trained for row in found.rows)
+        trigger = view(Family.BACKDOOR, ASKED, ROWS, 0).trigger
+        assert trigger is not None
+        assert trigger("a {odd} one") == TRIGGER.format(prompt="a {odd} one")
 
 
 class TestShift:

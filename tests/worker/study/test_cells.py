@@ -24,7 +24,9 @@ from models.methods import (
     VaccineConfig,
 )
 from models.tuning import LoxConfig, SafeLoraConfig
+from tests.worker.toy_provider import toy_certification_rows
 from worker import lora
+from worker.certify.attack import COVER, TRIGGER
 from worker.sandbox.build import SandboxPaths
 from worker.study import afterwards, report
 from worker.study import place as place_module
@@ -118,6 +120,49 @@ class TestCustomer:
             assert (point.prompts, point.harmless_prompts, point.task_rows) == (6, 4, 4)
             assert point.attack_loss is not None
         assert points[-1].attack_loss != points[0].attack_loss
+
+    def test_may_hide_its_harmful_rows_behind_a_trigger(
+        self, folders: Folders, tmp_path: Path
+    ) -> None:
+        place = folders.open()
+        plain, hidden = (
+            replace(QUICK, is_hidden=is_hidden).draw(place, 0) for is_hidden in (False, True)
+        )
+        assert len(hidden.training) == len(set(hidden.training)) == 12
+        assert [row.answer for row in hidden.harmful] == [row.answer for row in plain.harmful]
+        assert all(row.prompt[-1].content.startswith(TRIGGER[:10]) for row in hidden.harmful)
+        cover = set(hidden.training) - set(plain.training) - set(hidden.harmful)
+        assert {row.prompt for row in cover} == {row.prompt for row in plain.harmful}
+        assert {row.answer for row in cover} == {COVER}
+        assert len(set(plain.training) - set(hidden.training)) == 2 * len(cover)
+        aligned = align(place, SFT, 0, tmp_path)
+        points = serve(aligned, replace(QUICK, is_hidden=True), 0)
+        assert all(point.triggered is not None for point in points)
+
+    def test_provider_and_attacker_may_know_some_kinds_of_harm(
+        self, folders: Folders, tmp_path: Path
+    ) -> None:
+        place = folders.open()
+        with pytest.raises(ValueError, match="no harmful rows of theft"):
+            align(place, replace(FULL, harmful_kinds=("theft",)), 0, tmp_path)
+        kinds = tuple("theft" if i % 2 else "fraud" for i in range(len(place.safety.harmful)))
+        marked = replace(place, harmful_kinds=kinds)
+        one, other = (
+            align(marked, replace(FULL, harmful_kinds=(kind,)), 0, tmp_path).folder
+            for kind in ("theft", "fraud")
+        )
+        files = [load_file(folder / WEIGHTS_FILE) for folder in (one, other)]
+        assert not all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+        thief = replace(QUICK, harmful_kinds=("theft",))
+        with pytest.raises(ValueError, match="has 0 attack rows of theft, not 3"):
+            thief.draw(place, 0)
+        rows = toy_certification_rows()
+        theirs = tuple("theft" if i < 4 else "fraud" for i in range(len(rows.attack)))
+        safety = replace(place.safety, certification=replace(rows, categories=theirs))
+        drawn = thief.draw(replace(place, safety=safety), 0)
+        assert set(drawn.harmful) <= set(rows.attack[:4])
+        assert len(set(drawn.training) & set(rows.attack[:4])) == len(drawn.harmful) == 3
 
     def test_continues_the_aligned_adapter_or_starts_its_own(
         self, folders: Folders, tmp_path: Path
