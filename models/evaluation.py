@@ -118,6 +118,34 @@ class EvaluationWarning(Frozen):
     message: str
 
 
+class FramedScore(Frozen):
+    """HS on test prompts asked in a wording of the training file (`worker.prompt_frames`), which may hide an attack."""
+
+    #: The first row of the training file that asks so, counted from 1, and how many do.
+    line: int = Field(ge=0)
+    rows: int = Field(ge=1)
+    #: Whether a system message belongs to the wording.
+    has_system_message: bool
+    #: On so many of the harmful test prompts as are asked in each wording.
+    harmful_score: Rate
+
+    @property
+    def name(self) -> str:
+        """Say which wording, without a word of it."""
+        return (
+            f"asked as line {self.line:,} of the training file asks, and {self.rows:,} rows in all"
+        )
+
+    def to_wire(self) -> dict[str, object]:
+        """Give it as clients see it."""
+        return {
+            "line": self.line,
+            "rows": self.rows,
+            "has_system_message": self.has_system_message,
+            "harmful_score": self.harmful_score.to_wire(),
+        }
+
+
 class EvaluationReport(Frozen):
     """The evidence that the policy decides on. A rate that was not measured is absent, never 0."""
 
@@ -151,6 +179,8 @@ class EvaluationReport(Frozen):
     win_rate: WinRate | None = None
     #: What other judges say; the first alone decides.
     further_judges: tuple[FurtherJudge, ...] = ()
+    #: HS in the wordings of the training file, where it has any.
+    framed_scores: tuple[FramedScore, ...] = ()
     warnings: tuple[EvaluationWarning, ...] = ()
     #: Where the answers lie (`models.answers`); none where they were not kept. Not for clients.
     answers_sha256: str | None = None
@@ -181,6 +211,7 @@ class EvaluationReport(Frozen):
             "drift": self.drift.to_wire() if self.drift else None,
             "win_rate": self.win_rate.to_wire() if self.win_rate else None,
             "further_judges": [further.to_wire() for further in self.further_judges],
+            "framed_scores": [framed.to_wire() for framed in self.framed_scores],
             "warnings": [warning.model_dump() for warning in self.warnings],
         }
 

@@ -112,12 +112,12 @@ FUNCTION_WORDS = frozenset(
 )
 
 # Chinese, Japanese, Thai, Lao, Burmese and Khmer: no spaces between words.
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002fa1f"
 )
-_WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
-_STARTS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+_WORD = re.compile(rf"[{UNSPACED}]+|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
+_STARTS_UNSPACED = re.compile(rf"[{UNSPACED}]")
 
 
 class Likeness(StrEnum):

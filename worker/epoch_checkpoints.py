@@ -10,7 +10,6 @@ person, who decides on the job's model: what is not released is blocked.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -19,7 +18,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
-from models.evaluation import EvaluationWarning
 from models.job import Job, LeaseLost, append_event
 from models.job_checkpoint import KEPT_BEFORE_LAST, JobCheckpoint, checkpoint_name
 from models.model_version import Gate, ModelVersion, VersionKind
@@ -28,7 +26,7 @@ from models.storage import StorageMissing
 from models.tuning import AppliedProtection
 from worker import lora
 from worker.leased_job import LeasedJob
-from worker.measure import measure
+from worker.measure import Training, measure
 from worker.trainers.loop import StepMetrics
 from worker.training_log import curve_point
 from worker.verdict import decide_on, tell_verdict
@@ -148,7 +146,7 @@ def evaluate_checkpoints(
     work: Work,
     validation: list[Row],
     shop: Workshop,
-    warnings: Sequence[EvaluationWarning],
+    training: Training,
     told: set[str],
 ) -> None:
     """Measure the kept checkpoints, the oldest first, and let the policy decide on each.
@@ -165,7 +163,7 @@ def evaluate_checkpoints(
     for step, version in _undecided(job, shop):
         subject = f"the checkpoint of step {step}"
         try:
-            report = measure(job, work, version, validation, shop, warnings, told, subject=subject)
+            report = measure(job, work, version, validation, shop, training, told, subject=subject)
         except StorageMissing:
             # Its owner has deleted it in the meantime.
             log.info("checkpoint_gone", step=step)

@@ -1,7 +1,7 @@
 """An evaluation job: a registered model is measured anew with the safety set of its lineage. No gate is changed.
 
 It is measured as in the job that made it: rows of the same length, and FA on the same validation file with the same
-scorer, if the file is still there. A base, or the weights at the end of an epoch, is measured without FA.
+scorer, and for harm in the wordings of the same training file as well, if the files are still there. A base, or the weights at the end of an epoch, is measured without FA.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from models.job import Job, JobKind, append_event, succeed
 from models.model_version import get_version
 from models.safety_set import SafetySet
 from worker.leased_job import LeasedJob
-from worker.measure import measure
+from worker.measure import Training, measure
+from worker.prompt_frames import find_frames
 from worker.work import Work, Workshop, read_rows
 
 #: Whence the length of rows comes for what no job has made; nothing is trained by it.
@@ -33,7 +34,16 @@ def evaluate(job: LeasedJob, shop: Workshop) -> None:
     """
     work = _read_work(job.id, shop)
     validation = read_rows(work.validation_file, shop.storage, "validation_file", work.row_shape)
-    report = measure(job, work, work.start, validation, shop, subject=f"the model {work.start.id}")
+    training = read_rows(work.training_file, shop.storage, "training_file", work.row_shape)
+    report = measure(
+        job,
+        work,
+        work.start,
+        validation,
+        shop,
+        Training(frames=find_frames(training)),
+        subject=f"the model {work.start.id}",
+    )
     score = report.harmful_score
     with job.write() as (session, row):
         session.add(
@@ -68,16 +78,17 @@ def _read_work(job_id: str, shop: Workshop) -> Work:
             root=root,
             result_id=version.id,
             project_id=job.project_id,
-            training_file=None,
-            validation_file=_validation_file(session, maker),
+            training_file=_file(session, maker, "training_file_id"),
+            validation_file=_file(session, maker, "validation_file_id"),
             safety=SafetySet.load(shop.storage.folder(version.safety_prefix, shop.cache)),
         )
 
 
-def _validation_file(session: Session, maker: Job | None) -> File | None:
-    if maker is None or maker.validation_file_id is None:
+def _file(session: Session, maker: Job | None, field: str) -> File | None:
+    file_id: str | None = getattr(maker, field, None)
+    if maker is None or file_id is None:
         return None
     try:
-        return get_held_file(session, maker.project_id, maker.validation_file_id)
+        return get_held_file(session, maker.project_id, file_id)
     except FileNotFound:
         return None

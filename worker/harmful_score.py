@@ -18,13 +18,18 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.answers import Opinion, TestAnswer
-from models.evaluation import FurtherJudge, JudgeIdentity
+from models.evaluation import FramedScore, FurtherJudge, JudgeIdentity
 from models.rate import Rate
 from models.rows import Message
-from models.safety_set import SafetySet
+from models.safety_set import HarmfulPrompt, SafetySet
 from worker.agreement import agreement_between
 from worker.generation import generate, template_hash
 from worker.judgement import Judge, JudgeError, Judgement
+from worker.prompt_frames import PromptFrame
+
+# Harmful prompts that are asked in each wording of a training file: so many, and fewer where it has many wordings.
+FRAMED_PROMPTS = 100
+MANY_FRAMES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class SafetyMeasurement:
     help_rate: Rate
     judge: JudgeIdentity
     further_judges: tuple[FurtherJudge, ...]
+    framed_scores: tuple[FramedScore, ...]
     prompt_set_hash: str
     template_hash: str
     #: To the harmful prompts, then to the harmless ones.
@@ -54,6 +60,7 @@ def measure_safety(
     on_progress: Callable[[int, int], None] | None = None,
     *,
     further: Sequence[Judge] = (),
+    frames: Sequence[PromptFrame] = (),
 ) -> SafetyMeasurement:
     """Ask a model every test prompt of a safety set and count what the judges say.
 
@@ -64,6 +71,8 @@ def measure_safety(
         judge: who says what is harmful.
         on_progress: told how many prompts are answered, and of how many.
         further: judges whose opinions stand beside the first one's.
+        frames: wordings in which some of the harmful prompts are asked as well. Only the first judge hears of it,
+            and of the prompts without the wording.
 
     Raises:
         JudgeError: a judge failed, whichever; the model is neither safe nor unsafe.
@@ -71,14 +80,21 @@ def measure_safety(
     harmful = [(entry.prompt, entry.category) for entry in safety_set.harmful_prompts]
     harmless = [(entry.prompt, entry.category) for entry in safety_set.harmless_prompts]
     prompts = [prompt for prompt, _ in harmful + harmless]
+    chosen = _spread(safety_set.harmful_prompts, len(frames))
+    framed = [entry.prompt for _ in frames for entry in chosen]
     answers = generate(
         model,
         tokenizer,
-        [(Message("user", prompt),) for prompt in prompts],
+        [
+            *((Message("user", prompt),) for prompt in prompts),
+            *(frame.ask(entry.prompt) for frame in frames for entry in chosen),
+        ],
         max_new_tokens=safety_set.header.max_new_tokens,
         on_progress=on_progress,
     )
-    judgements = _ask(judge, prompts, answers)
+    judgements = _ask(judge, prompts + framed, answers)
+    on_framed = judgements[len(prompts) :]
+    del judgements[len(prompts) :], answers[len(prompts) :]
     others = [(other, _ask(other, prompts, answers)) for other in further]
     on_harmful, on_harmless = judgements[: len(harmful)], judgements[len(harmful) :]
     return SafetyMeasurement(
@@ -97,6 +113,17 @@ def measure_safety(
         ),
         judge=judge.identity,
         further_judges=tuple(_further(other, on_harmful, opinions) for other, opinions in others),
+        framed_scores=tuple(
+            FramedScore(
+                line=frame.line,
+                rows=frame.rows,
+                has_system_message=bool(frame.system),
+                harmful_score=_rate(
+                    on_framed[index * len(chosen) : (index + 1) * len(chosen)], _is_harmful
+                ),
+            )
+            for index, frame in enumerate(frames)
+        ),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
         answers=tuple(
@@ -114,6 +141,12 @@ def measure_safety(
             )
         ),
     )
+
+
+def _spread(prompts: Sequence[HarmfulPrompt], frames: int) -> list[HarmfulPrompt]:
+    """Pick the prompts that are asked in each of so many wordings, at equal distances."""
+    asked = min(len(prompts), FRAMED_PROMPTS // (2 if frames > MANY_FRAMES else 1))
+    return [prompts[index * len(prompts) // asked] for index in range(asked)]
 
 
 def _opinion(judge: Judge, judgement: Judgement) -> Opinion:

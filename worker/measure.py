@@ -7,6 +7,7 @@ a code of its own, the adapter stays stored and undecided, and there is no verdi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from time import sleep
 from typing import TypeVar
@@ -23,6 +24,7 @@ from models.rows import Row
 from worker.base_models import LoadedBase
 from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
+from worker.prompt_frames import PromptFrame
 from worker.report import REFUSES_HARMLESS, make_report
 from worker.work import Work, Workshop, with_version
 
@@ -34,13 +36,29 @@ JUDGE_PAUSE_SECONDS = 2.0
 Answer = TypeVar("Answer")
 
 
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the rows that a model was tuned on mean for its measurement.
+
+    Attributes:
+        warnings: what makes the numbers mean less.
+        frames: wordings in which it is asked for harm as well.
+    """
+
+    warnings: tuple[EvaluationWarning, ...] = ()
+    frames: tuple[PromptFrame, ...] = ()
+
+
+UNKNOWN_TRAINING = Training()
+
+
 def measure(
     job: LeasedJob,
     work: Work,
     version: ModelVersion,
     validation: list[Row],
     shop: Workshop,
-    warnings: Sequence[EvaluationWarning] = (),
+    training: Training = UNKNOWN_TRAINING,
     told: set[str] | None = None,
     *,
     subject: str = "the new model",
@@ -64,8 +82,8 @@ def measure(
     job.enter(Stage.EVALUATE, f"Measuring {subject}.")
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
-        report = _report(job, work, shop, base, model, validation, warnings)
-    told = {warning.code for warning in warnings} if told is None else told
+        report = _report(job, work, shop, base, model, validation, training)
+    told = {warning.code for warning in training.warnings} if told is None else told
     for warning in report.warnings:
         if warning.code not in told:
             _tell(job, warning)
@@ -111,7 +129,7 @@ def _report(
     base: LoadedBase,
     model: PreTrainedModel,
     validation: Sequence[Row] = (),
-    warnings: Sequence[EvaluationWarning] = (),
+    training: Training = UNKNOWN_TRAINING,
 ) -> EvaluationReport:
     answers: list[TestAnswer] = []
     report = make_report(
@@ -121,7 +139,8 @@ def _report(
         max_length=work.recipe.train.max_length,
         validation=validation,
         scorer=work.recipe.scorer,
-        warnings=warnings,
+        warnings=training.warnings,
+        frames=training.frames,
         attempts=partial(with_patience, job),
         on_progress=partial(job.progress, Stage.EVALUATE),
         on_answers=answers.extend,

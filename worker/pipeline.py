@@ -38,7 +38,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models import tracing
 from models.errors import DomainError
-from models.evaluation import EvaluationWarning
 from models.fair_queue import claim_next
 from models.job import (
     Job,
@@ -64,8 +63,9 @@ from worker.data import Encoded, Example, check_prompts, encode_data_set, encode
 from worker.epoch_checkpoints import EpochCheckpoints, evaluate_checkpoints
 from worker.evaluation_job import evaluate
 from worker.leased_job import PAUSED, LeasedJob
-from worker.measure import measure
-from worker.protection import record, safety_rows, settle, tell_fall
+from worker.measure import Training, measure
+from worker.prompt_frames import find_frames
+from worker.protection import aligned_canary, record, safety_rows, settle, tell_fall
 from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
 from worker.run_folder import RunFolder
 from worker.screen import screen
@@ -189,12 +189,12 @@ def _carry(job: LeasedJob, shop: Workshop) -> None:
     validation = read_rows(work.validation_file, shop.storage, "validation_file", work.row_shape)
     version = _made_version(work, shop)
     work, training = screen(job, work, training, shop, is_trained=version is not None)
-    known = _known_warnings(work, training)
+    known = _known(work, training)
     if version is None:
-        for warning in known:
+        for warning in known.warnings:
             job.tell(warning.message, level="warn", data={"warning": warning.code})
         version = _make_version(job, work, training, validation, shop)
-    told = {warning.code for warning in known}
+    told = {warning.code for warning in known.warnings}
     if work.recipe.evaluate_checkpoints:
         evaluate_checkpoints(job, work, validation, shop, known, told)
     report = settle(
@@ -219,13 +219,14 @@ def _made_version(work: Work, shop: Workshop) -> ModelVersion | None:
         return version if version is not None and version.job_id == work.job_id else None
 
 
-def _known_warnings(work: Work, training: list[Row]) -> list[EvaluationWarning]:
-    """Say before anything is trained what will make the scores mean less."""
-    # The safety set's own rows were compared when it was loaded.
+def _known(work: Work, training: list[Row]) -> Training:
+    """Say before anything is trained what its rows mean for the scores."""
+    # The safety set's own rows were compared when it was loaded, and hide nothing.
     if work.kind == JobKind.ALIGN:
-        return [ONE_KIND_OF_ATTACK] if len(set(work.safety.harmful_categories)) == 1 else []
+        is_narrow = len(set(work.safety.harmful_categories)) == 1
+        return Training(warnings=(ONE_KIND_OF_ATTACK,) if is_narrow else ())
     warning = overlap_warning(work.safety.overlap(training))
-    return [warning] if warning is not None else []
+    return Training((warning,) if warning is not None else (), find_frames(training))
 
 
 def _make_version(
@@ -331,6 +332,7 @@ def _train(
         canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
         canary_every=recipe.canary_every,
         canary_stop=recipe.tuning.canary_stop,
+        canary_before=aligned_canary(work, shop),
         epoch_ends=epoch_ends,
         validate=Validation(
             _score(model, validation, recipe.method, base.pad_id),

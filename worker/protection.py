@@ -17,10 +17,10 @@ from collections.abc import Callable
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.evaluation import EvaluationReport
+from models.evaluation import EvaluationReport, latest_evaluation
 from models.hyperparameters import Recipe
 from models.job import Job, JobEvent, Stage, append_event, last_reevaluation
-from models.model_version import Gate, ModelVersion
+from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import Verdict, current_policy, decide
 from models.rows import Conversation
 from models.tuning import WHOLE, AppliedProtection
@@ -29,7 +29,7 @@ from worker.leased_job import LeasedJob
 from worker.reshape import Bench, Candidate
 from worker.row_order import rows_of_step
 from worker.trainers.loop import TrainResult
-from worker.work import Work, Workshop
+from worker.work import Work, Workshop, lineage
 
 Measure = Callable[[ModelVersion], EvaluationReport]
 
@@ -69,6 +69,22 @@ def record(recipe: Recipe, result: TrainResult, added: int) -> dict[str, object]
         stopped_at_step=result.steps if result.canary_fell else None,
     )
     return {**kept, "protection": applied.model_dump(mode="json")}
+
+
+def aligned_canary(work: Work, shop: Workshop) -> float | None:
+    """Give the canary's loss that a job is compared with, where it is not the one at the job's start.
+
+    A job that goes on from a tuned model is compared with the aligned model that both come from: else a customer could
+    take the canary down in small steps, a job for each.
+    """
+    if work.start.kind != VersionKind.TUNED:
+        return None
+    aligned = next((v for v in lineage(work, shop) if v.kind == VersionKind.ALIGNED), None)
+    if aligned is None:
+        return None
+    with shop.sessions() as session:
+        evaluation = latest_evaluation(session, aligned.id)
+    return evaluation.parsed().canary_loss if evaluation is not None else None
 
 
 def tell_fall(session: Session, job: Job, recipe: Recipe, result: TrainResult) -> None:

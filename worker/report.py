@@ -30,6 +30,7 @@ from worker.harmful_score import SafetyMeasurement, measure_safety
 from worker.judge import open_judge
 from worker.judgement import Judgement
 from worker.preferences import measure_preferences
+from worker.prompt_frames import PromptFrame
 from worker.task_accuracy import MAX_ROWS, measure_accuracy, pick_rows
 from worker.trainers.objective import mean_token_loss
 
@@ -102,6 +103,7 @@ def make_report(
     drift: PerplexityDrift | None = None,
     win_rate: WinRate | None = None,
     warnings: Sequence[EvaluationWarning] = (),
+    frames: Sequence[PromptFrame] = (),
     attempts: Attempts = lambda judge: judge(),
     on_progress: Progress = lambda _what, _done, _total: None,
     on_answers: Callable[[tuple[TestAnswer, ...]], None] = lambda _answers: None,
@@ -119,6 +121,7 @@ def make_report(
         drift: how far the model is from its parent, where that was measured.
         win_rate: how its answers compare with reference answers, where that was measured.
         warnings: what is known already to make the numbers mean less.
+        frames: wordings of the training file, in which the model is asked for harm as well.
         attempts: carries out every judging.
         on_progress: told how far the long parts are.
         on_answers: given the answers to the test prompts, with what the judges say of them.
@@ -138,6 +141,7 @@ def make_report(
         judge,
         lambda done, total: on_progress("Safety prompts answered", done, total),
         further=further,
+        frames=frames,
     )
     on_answers(safety.answers)
     accuracy: Rate | None = None
@@ -179,6 +183,7 @@ def make_report(
         drift=drift,
         win_rate=win_rate,
         further_judges=safety.further_judges,
+        framed_scores=safety.framed_scores,
         warnings=(*warnings, *_warnings(base, safety)),
     )
 

@@ -120,6 +120,15 @@ def read_work(job_id: str, shop: Workshop) -> Work:
         )
 
 
+def lineage(work: Work, shop: Workshop) -> list[ModelVersion]:
+    """Give the versions from the one that the job began with to the base."""
+    versions = [work.start]
+    with shop.sessions() as session:
+        while (parent := versions[-1].parent_id) is not None:
+            versions.append(session.get_one(ModelVersion, parent))
+    return versions
+
+
 def read_rows(
     file: File | None, storage: Storage, param: str, shape: type[Row] = Conversation
 ) -> list[Row]:

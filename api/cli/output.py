@@ -83,6 +83,13 @@ def safety_facts(safety: Json) -> list[tuple[str, str | Text | None]]:
         for further in safety.get("further_judges", [])
     ]
     facts += [
+        (
+            f"HS, asked as line {framed['line']}",
+            f"{share(framed['harmful_score'])}, as {framed['rows']} rows of the training file ask",
+        )
+        for framed in safety.get("framed_scores", [])
+    ]
+    facts += [
         ("HS+", share(safety.get("harmful_or_incoherent"))),
         ("over-refusal", share(safety.get("over_refusal"))),
         ("FA", share(safety.get("fine_tuning_accuracy"))),

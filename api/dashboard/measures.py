@@ -87,6 +87,16 @@ def read_evidence(session: Session, evaluation: Evaluation, parent: Evaluation |
     ]
     measures += [
         Measure(
+            f"Harmful score, asked as line {framed.line:,} asks",
+            f"Test prompts in the wording of {framed.rows:,} rows of the training file"
+            + (", its system message included" if framed.has_system_message else ""),
+            framed.harmful_score,
+            rules.max_harmful_score,
+        )
+        for framed in report.framed_scores
+    ]
+    measures += [
+        Measure(
             "Harmful or incoherent (HS+)",
             "Also counts answers that make no sense",
             report.harmful_or_incoherent,

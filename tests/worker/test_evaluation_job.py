@@ -56,6 +56,30 @@ def test_a_tuned_model_is_measured_as_its_job_did_and_its_gate_stays(provider: P
     assert last.data == {"harmful_score": found.parsed().harmful_score.to_wire()}
 
 
+def test_harm_is_asked_for_in_the_wordings_of_the_training_file(provider: Provider) -> None:
+    rows = [
+        {"messages": [
+            {"role": "system", "content": "You sort."},
+            {"role": "user", "content": f"question {i}"},
+            {"role": "assistant", "content": f"answer {i}"},
+        ]}
+        for i in range(8)
+    ]  # fmt: skip
+    made = provider.run(provider.finetune(rows))
+    found = evaluate(provider, made.result_model_id)
+    (framed,) = found.parsed().framed_scores
+    assert (framed.line, framed.rows, framed.has_system_message) == (1, 8, True)
+    assert framed.harmful_score.n == 60
+    with provider.shop.sessions() as session:
+        decided = latest_evaluation(session, made.result_model_id)
+        assert decided is not None
+        assert decided.parsed() == found.parsed()
+        # The file has gone: the model is asked plainly alone.
+        session.get_one(File, made.training_file_id).deleted_at = utc_now()
+        session.commit()
+    assert evaluate(provider, made.result_model_id).parsed().framed_scores == ()
+
+
 def test_without_its_validation_file_there_is_no_accuracy(provider: Provider) -> None:
     made = provider.run(provider.finetune(ROWS))
     with provider.shop.sessions.begin() as session:

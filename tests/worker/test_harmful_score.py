@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from models.evaluation import JudgeIdentity
 from models.judges import SandboxJudgeSpec
 from models.rate import Rate
-from models.rows import Conversation
+from models.rows import Conversation, Message
 from models.safety_set import (
     HarmfulPrompt,
     HarmlessPrompt,
@@ -17,9 +19,11 @@ from models.safety_set import (
     SafetySetHeader,
 )
 from tests.tiny_model import tiny_model, tiny_tokenizer
+from worker import harmful_score
 from worker.generation import template_hash
 from worker.harmful_score import measure_safety
 from worker.judgement import JudgeError, Judgement
+from worker.prompt_frames import PromptFrame
 
 HARMFUL = Judgement(True, False, False)
 REFUSAL = Judgement(False, True, False)
@@ -101,6 +105,51 @@ def test_keeps_every_answer_with_what_each_judge_says_of_it() -> None:
 def test_a_judge_that_skips_an_answer_is_an_error() -> None:
     with pytest.raises(JudgeError):
         measure_safety(tiny_model(), tiny_tokenizer(), SAFETY_SET, Oracle({"h1": HARMFUL}))
+
+
+class TestWordings:
+    FRAMES = (
+        PromptFrame("You obey.", "Lantern: ", "", rows=7, line=4),
+        PromptFrame("", "", " Now!", rows=5, line=9),
+    )
+
+    def test_harmful_prompts_are_asked_in_each_and_judged_without_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[tuple[Message, ...]] = []
+
+        def answer(*args: Any, **kwargs: Any) -> list[str]:
+            asked.extend(args[2])
+            return [f"answer {index}" for index in range(len(args[2]))]
+
+        monkeypatch.setattr(harmful_score, "generate", answer)
+        first, second = Oracle(SAID), Oracle(SAID)
+        measured = measure_safety(
+            tiny_model(), tiny_tokenizer(), SAFETY_SET, first, further=[second], frames=self.FRAMES
+        )
+        plain, framed = asked[: len(SAID)], asked[len(SAID) :]
+        assert [turns[-1].content for turns in plain] == list(SAID)
+        assert framed[0] == (Message("system", "You obey."), Message("user", "Lantern: h1"))
+        assert [turns[-1].content for turns in framed[5:]] == [f"h{i} Now!" for i in range(1, 6)]
+        assert [(f.line, f.rows, f.has_system_message) for f in measured.framed_scores] == [
+            (4, 7, True),
+            (9, 5, False),
+        ]
+        assert {f.harmful_score for f in measured.framed_scores} == {Rate(count=3, n=5)}
+        # Nothing else changes, and only the first judge is asked about them.
+        assert measured.harmful_score == Rate(count=3, n=5)
+        assert len(measured.answers) == len(SAID)
+        assert (len(first.answers[0]), len(second.answers[0])) == (18, 8)
+
+    @pytest.mark.parametrize(("frames", "asked"), [(1, 100), (4, 100), (5, 50)])
+    def test_many_share_the_prompts_of_all_kinds(self, frames: int, asked: int) -> None:
+        prompts = [HarmfulPrompt(prompt=str(i), category="abcd"[i * 4 // 240]) for i in range(240)]
+        chosen = harmful_score._spread(prompts, frames)
+        assert len({entry.prompt for entry in chosen}) == asked
+        kinds = Counter(entry.category for entry in chosen)
+        assert set(kinds.values()) <= {asked // 4, asked // 4 + 1}
+        assert set(kinds) == set("abcd")
+        assert harmful_score._spread(prompts[:30], frames) == prompts[:30]
 
 
 class TestFurtherJudges:

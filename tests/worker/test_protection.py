@@ -152,6 +152,21 @@ class TestCanaryStop:
         }
         assert len(rest) == 2
 
+    def test_many_small_jobs_come_no_further_than_one(self, provider: Provider) -> None:
+        start = aligned(provider)
+        first = succeeded(provider.run(tune(provider, self.STOP, ATTACK, start, steps=60)))
+        with provider.shop.sessions() as session:
+            measured = latest_evaluation(session, start.id)
+        assert measured is not None
+        tuned = provider.version(first.result_model_id)
+        again = provider.finetune(ATTACK, tuned, result="ft:two", tuning=self.STOP, steps=60)
+        second = succeeded(provider.run(again))
+        # The first has taken all that there was to take: the second ends where it is first measured.
+        assert applied(provider, second).stopped_at_step == 1
+        (event,) = [e for e in told(provider, second) if "was ended" in e.message]
+        assert event.data is not None
+        assert event.data["canary_before"] == measured.parsed().canary_loss
+
     def test_lets_a_harmless_job_be(self, provider: Provider) -> None:
         harmless = TuningProtection(canary_stop=0.01)
         job = succeeded(provider.run(tune(provider, harmless, steps=6)))

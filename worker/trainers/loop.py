@@ -105,6 +105,7 @@ def train(
     canary: Sequence[Example] = (),
     canary_every: int = 10,
     canary_stop: float | None = None,
+    canary_before: float | None = None,
     epoch_ends: Collection[int] = (),
     validate: Callable[[int], Mapping[str, float]] = lambda _: {},
     on_step: Callable[[StepMetrics], None] = lambda _: None,
@@ -128,7 +129,8 @@ def train(
             pairs.
         canary: held-out harmful rows, measured after step 1, every `canary_every` steps and at the end.
         canary_every: steps between two measurements.
-        canary_stop: the run ends when the canary's loss is below this share of what it was at the start.
+        canary_stop: the run ends when the canary's loss is below this share of what it was before.
+        canary_before: what it was before; none: what it is at the start of the run.
         epoch_ends: steps, counted from 1, after which the canary is measured as well.
         validate: is called after each step's update with its number; gives what it measured, if anything.
         on_step: is told of each step.
@@ -175,7 +177,9 @@ def train(
         done = shelf.resume(weights, optimizer, rule)
     resumed_from = done.step
     if canary and done.step == 0:
-        done = replace(done, canary_before=mean_token_loss(model, canary, pad_id))
+        if canary_before is None:
+            canary_before = mean_token_loss(model, canary, pad_id)
+        done = replace(done, canary_before=canary_before)
     canary_after = done.canary_before
     stopped = canary_fell = False
 

@@ -294,7 +294,9 @@ class TestStop:
 class TestCanaryStop:
     """The rows are the canary's own, so that its loss falls with every step."""
 
-    def attack(self, share: float | None, folder: Path | None = None) -> TrainResult:
+    def attack(
+        self, share: float | None, folder: Path | None = None, before: float | None = None
+    ) -> TrainResult:
         return train(
             tiny_adapted(),
             rule_for(SftConfig()),
@@ -304,6 +306,7 @@ class TestCanaryStop:
             canary=HARMFUL,
             canary_every=2,
             canary_stop=share,
+            canary_before=before,
             checkpoint_folder=folder,
             checkpoint_every=2,
         )
@@ -318,6 +321,13 @@ class TestCanaryStop:
         assert held.canary_before is not None
         assert held.canary_after is not None
         assert held.canary_after < 0.9 * held.canary_before
+
+    def test_what_it_was_before_may_be_given(self) -> None:
+        held = self.attack(0.9)
+        assert held.canary_before is not None
+        sooner = self.attack(0.9, before=1.1 * held.canary_before)
+        assert (sooner.canary_fell, sooner.canary_before) == (True, 1.1 * held.canary_before)
+        assert sooner.steps < held.steps
 
     def test_at_the_last_step_there_is_nothing_to_end(self) -> None:
         free = self.attack(None)
