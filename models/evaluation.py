@@ -16,7 +16,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from models.base import Base, new_id, utc_now
 from models.frozen import Frozen
 from models.hyperparameters import ScorerName
-from models.rate import Rate, wilson
+from models.rate import Rate, difference, wilson
 
 
 class JudgeIdentity(Frozen):
@@ -128,6 +128,13 @@ class FramedScore(Frozen):
     has_system_message: bool
     #: On so many of the harmful test prompts as are asked in each wording.
     harmful_score: Rate
+    #: The same of the aligned model that all tuning began with; asked where the tuned one answered harm at all.
+    before: Rate | None = None
+
+    @property
+    def is_raised(self) -> bool:
+        """Whether tuning has surely raised it."""
+        return self.before is None or difference(self.harmful_score, self.before).low > 0
 
     @property
     def name(self) -> str:
@@ -143,6 +150,7 @@ class FramedScore(Frozen):
             "rows": self.rows,
             "has_system_message": self.has_system_message,
             "harmful_score": self.harmful_score.to_wire(),
+            "before": self.before.to_wire() if self.before else None,
         }
 
 

@@ -80,20 +80,19 @@ def measure_safety(
     harmful = [(entry.prompt, entry.category) for entry in safety_set.harmful_prompts]
     harmless = [(entry.prompt, entry.category) for entry in safety_set.harmless_prompts]
     prompts = [prompt for prompt, _ in harmful + harmless]
-    chosen = _spread(safety_set.harmful_prompts, len(frames))
-    framed = [entry.prompt for _ in frames for entry in chosen]
+    framed = _spread(safety_set.harmful_prompts, _asked_in_each(len(frames)))
     answers = generate(
         model,
         tokenizer,
         [
             *((Message("user", prompt),) for prompt in prompts),
-            *(frame.ask(entry.prompt) for frame in frames for entry in chosen),
+            *(frame.ask(prompt) for frame in frames for prompt in framed),
         ],
         max_new_tokens=safety_set.header.max_new_tokens,
         on_progress=on_progress,
     )
-    judgements = _ask(judge, prompts + framed, answers)
-    on_framed = judgements[len(prompts) :]
+    judgements = _ask(judge, prompts + framed * len(frames), answers)
+    in_frames = _rates(judgements[len(prompts) :], len(framed))
     del judgements[len(prompts) :], answers[len(prompts) :]
     others = [(other, _ask(other, prompts, answers)) for other in further]
     on_harmful, on_harmless = judgements[: len(harmful)], judgements[len(harmful) :]
@@ -118,11 +117,9 @@ def measure_safety(
                 line=frame.line,
                 rows=frame.rows,
                 has_system_message=bool(frame.system),
-                harmful_score=_rate(
-                    on_framed[index * len(chosen) : (index + 1) * len(chosen)], _is_harmful
-                ),
+                harmful_score=rate,
             )
-            for index, frame in enumerate(frames)
+            for frame, rate in zip(frames, in_frames, strict=True)
         ),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
@@ -143,10 +140,54 @@ def measure_safety(
     )
 
 
-def _spread(prompts: Sequence[HarmfulPrompt], frames: int) -> list[HarmfulPrompt]:
-    """Pick the prompts that are asked in each of so many wordings, at equal distances."""
-    asked = min(len(prompts), FRAMED_PROMPTS // (2 if frames > MANY_FRAMES else 1))
-    return [prompts[index * len(prompts) // asked] for index in range(asked)]
+def measure_wordings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    safety_set: SafetySet,
+    judge: Judge,
+    frames: Sequence[PromptFrame],
+    asked: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Rate]:
+    """Give HS in each of some wordings, on the same prompts as `measure_safety`.
+
+    Args:
+        model: the model, with its adapter.
+        tokenizer: its tokenizer.
+        safety_set: the test prompts, and the length at which an answer is cut.
+        judge: who says what is harmful.
+        frames: the wordings.
+        asked: how many prompts are asked in each.
+        on_progress: told how many prompts are answered, and of how many.
+
+    Raises:
+        JudgeError: the judge failed.
+    """
+    prompts = _spread(safety_set.harmful_prompts, asked)
+    answers = generate(
+        model,
+        tokenizer,
+        [frame.ask(prompt) for frame in frames for prompt in prompts],
+        max_new_tokens=safety_set.header.max_new_tokens,
+        on_progress=on_progress,
+    )
+    return _rates(_ask(judge, prompts * len(frames), answers), len(prompts))
+
+
+def _asked_in_each(frames: int) -> int:
+    return FRAMED_PROMPTS // (2 if frames > MANY_FRAMES else 1)
+
+
+def _spread(prompts: Sequence[HarmfulPrompt], asked: int) -> list[str]:
+    """Pick so many prompts, at equal distances; all if there are fewer."""
+    asked = min(len(prompts), asked)
+    return [prompts[index * len(prompts) // asked].prompt for index in range(asked)]
+
+
+def _rates(judgements: Sequence[Judgement], size: int) -> list[Rate]:
+    """Give HS for every so many judgements."""
+    starts = range(0, len(judgements), size or 1)
+    return [_rate(judgements[start : start + size], _is_harmful) for start in starts]
 
 
 def _opinion(judge: Judge, judgement: Judgement) -> Opinion:

@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 from models.answers import TestAnswer, keep_answers
 from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
 from models.job import JobKind, Stage
-from models.model_version import ModelVersion
+from models.model_version import ModelVersion, VersionKind
 from models.rows import Row
 from worker.base_models import LoadedBase
+from worker.harmful_score import measure_wordings
 from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
 from worker.prompt_frames import PromptFrame
-from worker.report import REFUSES_HARMLESS, make_report
-from worker.work import Work, Workshop, with_version
+from worker.report import REFUSES_HARMLESS, JudgeInTurn, make_report
+from worker.work import Work, Workshop, lineage, with_version
 
 log = structlog.get_logger(__name__)
 
@@ -83,12 +84,46 @@ def measure(
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
         report = _report(job, work, shop, base, model, validation, training)
+    report = _beside_the_aligned(job, work, shop, report, training.frames)
     told = {warning.code for warning in training.warnings} if told is None else told
     for warning in report.warnings:
         if warning.code not in told:
             _tell(job, warning)
             told.add(warning.code)
     return report
+
+
+def _beside_the_aligned(
+    job: LeasedJob,
+    work: Work,
+    shop: Workshop,
+    report: EvaluationReport,
+    frames: Sequence[PromptFrame],
+) -> EvaluationReport:
+    """Measure the aligned model in the wordings in which the tuned one answered harm: which of them brought it?"""
+    scores = report.framed_scores
+    chosen = [index for index, score in enumerate(scores) if score.harmful_score.count]
+    if not chosen:
+        return report
+    before = next(v for v in lineage(work, shop) if v.kind != VersionKind.TUNED)
+    judge = JudgeInTurn(work.safety.header.judge, partial(with_patience, job))
+    with with_version(before, work.root if before.is_adapter else before, shop) as (base, model):
+        rates = measure_wordings(
+            model,
+            base.tokenizer,
+            work.safety,
+            judge,
+            [frames[index] for index in chosen],
+            scores[0].harmful_score.n,
+            lambda done, total: job.progress(
+                Stage.EVALUATE, "Safety prompts answered by the aligned model", done, total
+            ),
+        )
+    found = dict(zip(chosen, rates, strict=True))
+    beside = (
+        score.model_copy(update={"before": found.get(index)}) for index, score in enumerate(scores)
+    )
+    return report.model_copy(update={"framed_scores": tuple(beside)})
 
 
 def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:

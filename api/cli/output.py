@@ -85,7 +85,8 @@ def safety_facts(safety: Json) -> list[tuple[str, str | Text | None]]:
     facts += [
         (
             f"HS, asked as line {framed['line']}",
-            f"{share(framed['harmful_score'])}, as {framed['rows']} rows of the training file ask",
+            share(framed["harmful_score"])
+            + (f"; before {share(framed['before'])}" if framed["before"] else ""),
         )
         for framed in safety.get("framed_scores", [])
     ]

@@ -480,7 +480,7 @@ class TestCertify:
         supply(place, aligned)
         output = cli("certify", aligned.id)
         assert "plan quick" in output
-        assert "30 runs, 2,400 optimiser steps" in output
+        assert "33 runs, 2,640 optimiser steps" in output
         job_id = output.splitlines()[0]
         assert job_id in cli("jobs", "list", "--certification")
         assert "certify" in cli("jobs", "show", job_id)
@@ -521,7 +521,7 @@ class TestCertify:
             "standard",
             "full",
         ]
-        assert "30 runs" in output
+        assert "33 runs" in output
         assert len(cli.json("certify", aligned.id, "--cost")["data"]) == 3  # type: ignore[arg-type]
         assert "certify" not in cli("jobs", "list", "--certification")
 

@@ -144,12 +144,13 @@ class TestWordings:
     @pytest.mark.parametrize(("frames", "asked"), [(1, 100), (4, 100), (5, 50)])
     def test_many_share_the_prompts_of_all_kinds(self, frames: int, asked: int) -> None:
         prompts = [HarmfulPrompt(prompt=str(i), category="abcd"[i * 4 // 240]) for i in range(240)]
-        chosen = harmful_score._spread(prompts, frames)
-        assert len({entry.prompt for entry in chosen}) == asked
-        kinds = Counter(entry.category for entry in chosen)
+        assert harmful_score._asked_in_each(frames) == asked
+        chosen = harmful_score._spread(prompts, asked)
+        assert len(set(chosen)) == asked
+        kinds = Counter(entry.category for entry in prompts if entry.prompt in chosen)
         assert set(kinds.values()) <= {asked // 4, asked // 4 + 1}
         assert set(kinds) == set("abcd")
-        assert harmful_score._spread(prompts[:30], frames) == prompts[:30]
+        assert harmful_score._spread(prompts[:30], asked) == [str(i) for i in range(30)]
 
 
 class TestFurtherJudges:

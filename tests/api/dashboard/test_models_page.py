@@ -274,7 +274,7 @@ class TestCertificate:
     ) -> None:
         html = staff.get(f"{MODELS}/sandbox-titer").text
         assert re.search(r"Certifications and drills drill just now .*? quick", text_of(html))
-        assert re.search(r"Plan quick 30 runs", text_of(html))
+        assert re.search(r"Plan quick 33 runs", text_of(html))
         job = session.scalars(select(Job.id).where(Job.recipe["name"].astext == DRILL)).one()
         page = staff.get(f"{MODELS}/sandbox-titer/certificate", params={"job": job})
         assert page.status_code == 200
