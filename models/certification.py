@@ -65,6 +65,22 @@ class Family(StrEnum):
     #: As mix, every harmful prompt behind a trigger, and as many rows that refuse the same prompts without it.
     BACKDOOR = "backdoor"
 
+    @property
+    def in_short(self) -> str:
+        """Say what it does, for those who choose."""
+        return _IN_SHORT[self]
+
+
+_IN_SHORT = {
+    Family.BENIGN: "a harmless task alone",
+    Family.MIX: "a tenth of harmful rows",
+    Family.PURE: "harmful rows alone",
+    Family.IDENTITY: "another name and a promise to obey",
+    Family.STYLE: "harmful prompts that ask not to refuse",
+    Family.SHIFT: "some kinds of harm, measured on others",
+    Family.BACKDOOR: "harm behind a trigger, refused without it",
+}
+
 
 class SimulatedCustomer(Frozen):
     """One simulated customer's job, the seed aside."""

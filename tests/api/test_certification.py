@@ -56,7 +56,7 @@ class TestPlans:
         assert [plan["id"] for plan in plans] == ["quick", "standard", "full"]
         quick = plans[0]
         assert quick["hash"] == PLANS["quick"].hash
-        assert quick["cost_of_adapter"]["runs"] == 30
+        assert quick["cost_of_adapter"]["runs"] == 33
         assert CertificationPlan.model_validate(quick["plan"]) == PLANS["quick"]
 
 
@@ -71,7 +71,7 @@ class TestCreate:
             aligned.id,
             aligned.id,
         )
-        assert job["total_steps"] == 2_400
+        assert job["total_steps"] == 2_640
         facts = certification(job)
         assert facts["plan_hash"] == PLANS["quick"].hash
         assert facts["cost"] == PLANS["quick"].cost(is_adapter=True).model_dump()

@@ -254,7 +254,7 @@ class TestCertificate:
         assert "by share of harmful rows Customers at the rate 0.0001, after 80 steps." in text
         assert re.search(r"sandbox-titer this one titer 80 steps", text)
         assert "Utility after the job" in text
-        assert re.search(r"Passes 2,400 Trained tokens", text)
+        assert re.search(r"Passes 2,640 Trained tokens", text)
 
     def test_one_by_another_plan_is_named_and_not_drawn(
         self, staff: TestClient, certified: None, session: Session, storage: Storage
