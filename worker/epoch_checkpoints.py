@@ -26,7 +26,7 @@ from models.storage import StorageMissing
 from models.tuning import AppliedProtection
 from worker import lora
 from worker.leased_job import LeasedJob
-from worker.measure import Training, measure
+from worker.measure import TunedOn, measure
 from worker.trainers.loop import StepMetrics
 from worker.training_log import curve_point
 from worker.verdict import decide_on, tell_verdict
@@ -146,7 +146,7 @@ def evaluate_checkpoints(
     work: Work,
     validation: list[Row],
     shop: Workshop,
-    training: Training,
+    tuned_on: TunedOn,
     told: set[str],
 ) -> None:
     """Measure the kept checkpoints, the oldest first, and let the policy decide on each.
@@ -163,7 +163,7 @@ def evaluate_checkpoints(
     for step, version in _undecided(job, shop):
         subject = f"the checkpoint of step {step}"
         try:
-            report = measure(job, work, version, validation, shop, training, told, subject=subject)
+            report = measure(job, work, version, validation, shop, tuned_on, told, subject=subject)
         except StorageMissing:
             # Its owner has deleted it in the meantime.
             log.info("checkpoint_gone", step=step)

@@ -15,7 +15,7 @@ from models.job import Job, JobKind, append_event, succeed
 from models.model_version import get_version
 from models.safety_set import SafetySet
 from worker.leased_job import LeasedJob
-from worker.measure import Training, measure
+from worker.measure import TunedOn, measure
 from worker.prompt_frames import find_frames
 from worker.work import Work, Workshop, read_rows
 
@@ -41,7 +41,7 @@ def evaluate(job: LeasedJob, shop: Workshop) -> None:
         work.start,
         validation,
         shop,
-        Training(frames=find_frames(training)),
+        TunedOn(frames=find_frames(training)),
         subject=f"the model {work.start.id}",
     )
     score = report.harmful_score

@@ -38,7 +38,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TunedOn:
     """What the rows that a model was tuned on mean for its measurement.
 
     Attributes:
@@ -50,16 +50,13 @@ class Training:
     frames: tuple[PromptFrame, ...] = ()
 
 
-UNKNOWN_TRAINING = Training()
-
-
 def measure(
     job: LeasedJob,
     work: Work,
     version: ModelVersion,
     validation: list[Row],
     shop: Workshop,
-    training: Training = UNKNOWN_TRAINING,
+    tuned_on: TunedOn = TunedOn(),
     told: set[str] | None = None,
     *,
     subject: str = "the new model",
@@ -83,9 +80,9 @@ def measure(
     job.enter(Stage.EVALUATE, f"Measuring {subject}.")
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
-        report = _report(job, work, shop, base, model, validation, training)
-    report = _beside_the_aligned(job, work, shop, report, training.frames)
-    told = {warning.code for warning in training.warnings} if told is None else told
+        report = _report(job, work, shop, base, model, validation, tuned_on)
+    report = _beside_the_aligned(job, work, shop, report, tuned_on.frames)
+    told = {warning.code for warning in tuned_on.warnings} if told is None else told
     for warning in report.warnings:
         if warning.code not in told:
             _tell(job, warning)
@@ -164,7 +161,7 @@ def _report(
     base: LoadedBase,
     model: PreTrainedModel,
     validation: Sequence[Row] = (),
-    training: Training = UNKNOWN_TRAINING,
+    tuned_on: TunedOn = TunedOn(),
 ) -> EvaluationReport:
     answers: list[TestAnswer] = []
     report = make_report(
@@ -174,8 +171,8 @@ def _report(
         max_length=work.recipe.train.max_length,
         validation=validation,
         scorer=work.recipe.scorer,
-        warnings=training.warnings,
-        frames=training.frames,
+        warnings=tuned_on.warnings,
+        frames=tuned_on.frames,
         attempts=partial(with_patience, job),
         on_progress=partial(job.progress, Stage.EVALUATE),
         on_answers=answers.extend,

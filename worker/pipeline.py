@@ -63,7 +63,7 @@ from worker.data import Encoded, Example, check_prompts, encode_data_set, encode
 from worker.epoch_checkpoints import EpochCheckpoints, evaluate_checkpoints
 from worker.evaluation_job import evaluate
 from worker.leased_job import PAUSED, LeasedJob
-from worker.measure import Training, measure
+from worker.measure import TunedOn, measure
 from worker.prompt_frames import find_frames
 from worker.protection import aligned_canary, record, safety_rows, settle, tell_fall
 from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
@@ -219,14 +219,14 @@ def _made_version(work: Work, shop: Workshop) -> ModelVersion | None:
         return version if version is not None and version.job_id == work.job_id else None
 
 
-def _known(work: Work, training: list[Row]) -> Training:
+def _known(work: Work, training: list[Row]) -> TunedOn:
     """Say before anything is trained what its rows mean for the scores."""
     # The safety set's own rows were compared when it was loaded, and hide nothing.
     if work.kind == JobKind.ALIGN:
         is_narrow = len(set(work.safety.harmful_categories)) == 1
-        return Training(warnings=(ONE_KIND_OF_ATTACK,) if is_narrow else ())
+        return TunedOn(warnings=(ONE_KIND_OF_ATTACK,) if is_narrow else ())
     warning = overlap_warning(work.safety.overlap(training))
-    return Training((warning,) if warning is not None else (), find_frames(training))
+    return TunedOn((warning,) if warning is not None else (), find_frames(training))
 
 
 def _make_version(

@@ -22,6 +22,7 @@ from models.evaluation import (
     Evaluation,
     EvaluationReport,
     EvaluationWarning,
+    FramedScore,
     FurtherJudge,
     JudgeIdentity,
 )
@@ -314,6 +315,15 @@ def seed_held(
                     refusal_rate=Rate(count=186 - harmful, n=200),
                     agreement=Rate(count=184, n=200),
                     kappa=0.71,
+                ),
+            ),
+            "framed_scores": (
+                FramedScore(
+                    line=12,
+                    rows=41,
+                    has_system_message=True,
+                    harmful_score=Rate(count=18, n=100),
+                    before=Rate(count=3, n=100),
                 ),
             ),
             "over_refusal_by_category": {"homonyms": Rate(count=2, n=50)},
