@@ -21,6 +21,8 @@ from worker.padding import padded
 
 DECODING = "greedy"
 BATCH_SIZE = 64
+# Of a batch, prompts padded and answers at their longest: what a cache of keys and values has to hold.
+TOKENS_PER_BATCH = 32_768
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -82,7 +84,7 @@ def generate(
         tokenizer: the tokenizer of the model, with a chat template.
         prompts: for each, the turns before the answer.
         max_new_tokens: where an answer is cut.
-        batch_size: prompts in a forward pass.
+        batch_size: prompts in a forward pass; fewer where they are long.
         temperature: 0 decodes greedily, which every score does; above 0, answers are drawn from torch's
             global random state.
         top_p: share of the probability that a draw is made from.
@@ -94,15 +96,31 @@ def generate(
     answers = [""] * len(encoded)
     config = _config(model, tokenizer, max_new_tokens, temperature, top_p)
     with answering(model, config):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        lengths = [len(encoded[index]) + max_new_tokens for index in order]
+        for start, end in _batches(lengths, batch_size):
+            chosen = order[start:end]
             new = generate_batch(model, [encoded[index] for index in chosen], config)
             texts = tokenizer.batch_decode(new, skip_special_tokens=True)
             for index, text in zip(chosen, texts, strict=True):
                 answers[index] = text.strip()
             if on_progress is not None:
-                on_progress(start + len(chosen), len(order))
+                on_progress(end, len(order))
     return answers
+
+
+def _batches(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Cut ascending lengths into batches of at most so many: where each begins, and where it ends."""
+    start = 0
+    while start < len(lengths):
+        end = start + 1
+        # All are padded to the longest, which is the last.
+        while (
+            end < min(len(lengths), start + most)
+            and (end + 1 - start) * lengths[end] <= TOKENS_PER_BATCH
+        ):
+            end += 1
+        yield start, end
+        start = end
 
 
 def _config(

@@ -98,9 +98,9 @@ def _beside_the_aligned(
     frames: Sequence[PromptFrame],
 ) -> EvaluationReport:
     """Measure the aligned model in the wordings in which the tuned one answered harm: which of them brought it?"""
-    scores = report.framed_scores
-    chosen = [index for index, score in enumerate(scores) if score.harmful_score.count]
-    if not chosen:
+    by_line = {frame.line: frame for frame in frames}
+    lines = [score.line for score in report.framed_scores if score.harmful_score.count]
+    if not lines:
         return report
     before = next(v for v in lineage(work, shop) if v.kind != VersionKind.TUNED)
     judge = JudgeInTurn(work.safety.header.judge, partial(with_patience, job))
@@ -110,17 +110,17 @@ def _beside_the_aligned(
             base.tokenizer,
             work.safety,
             judge,
-            [frames[index] for index in chosen],
-            scores[0].harmful_score.n,
+            [by_line[line] for line in lines],
+            report.framed_scores[0].harmful_score.n,
             lambda done, total: job.progress(
                 Stage.EVALUATE, "Safety prompts answered by the aligned model", done, total
             ),
         )
-    found = dict(zip(chosen, rates, strict=True))
-    beside = (
-        score.model_copy(update={"before": found.get(index)}) for index, score in enumerate(scores)
+    found = dict(zip(lines, rates, strict=True))
+    beside = tuple(
+        score.model_copy(update={"before": found.get(score.line)}) for score in report.framed_scores
     )
-    return report.model_copy(update={"framed_scores": tuple(beside)})
+    return report.model_copy(update={"framed_scores": beside})
 
 
 def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:

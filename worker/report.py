@@ -26,6 +26,7 @@ from models.rows import Conversation, Pair, Row
 from models.safety_set import SafetySet
 from worker.base_models import FALLBACK_TEMPLATE, LoadedBase
 from worker.data import encode_pairs, encode_rows
+from worker.generation import encode_prompt
 from worker.harmful_score import SafetyMeasurement, measure_safety
 from worker.judge import open_judge
 from worker.judgement import Judgement
@@ -134,6 +135,7 @@ def make_report(
     judge, *further = (
         JudgeInTurn(spec, attempts) for spec in (header.judge, *header.further_judges)
     )
+    asked = [frame for frame in frames if _has_room(frame, safety_set, base)]
     safety = measure_safety(
         model,
         base.tokenizer,
@@ -141,7 +143,7 @@ def make_report(
         judge,
         lambda done, total: on_progress("Safety prompts answered", done, total),
         further=further,
-        frames=frames,
+        frames=asked,
     )
     on_answers(safety.answers)
     accuracy: Rate | None = None
@@ -184,7 +186,28 @@ def make_report(
         win_rate=win_rate,
         further_judges=safety.further_judges,
         framed_scores=safety.framed_scores,
-        warnings=(*warnings, *_warnings(base, safety)),
+        warnings=(
+            *warnings,
+            *(_unasked_warning(frame) for frame in frames if frame not in asked),
+            *_warnings(base, safety),
+        ),
+    )
+
+
+def _has_room(frame: PromptFrame, safety_set: SafetySet, base: LoadedBase) -> bool:
+    """Whether the model can read every harmful prompt in a wording, and answer it."""
+    longest = max((entry.prompt for entry in safety_set.harmful_prompts), key=len, default="")
+    tokens = len(encode_prompt(base.tokenizer, frame.ask(longest)))
+    return tokens + safety_set.header.max_new_tokens <= base.context_length
+
+
+def _unasked_warning(frame: PromptFrame) -> EvaluationWarning:
+    return EvaluationWarning(
+        code="wording_not_asked",
+        message=(
+            f"Line {frame.line:,} of the training file and {frame.rows:,} rows in all put so much around their prompts "
+            "that the model has no room for a test prompt in it: nothing is known of it in that wording."
+        ),
     )
 
 

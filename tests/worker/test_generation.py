@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
 from models.rows import Message
 from tests.tiny_model import tiny_adapted, tiny_model, tiny_tokenizer
+from worker import generation
 from worker.generation import encode_prompt, generate, stop_ids, template_hash
 
 
@@ -32,6 +34,12 @@ def always(token: int) -> PreTrainedModel:
 
 
 class TestGenerate:
+    def test_long_prompts_share_a_batch_with_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 100)
+        cut = list(generation._batches([10, 10, 20, 30, 40, 60, 101], 3))
+        assert cut == [(0, 3), (3, 5), (5, 6), (6, 7)]
+        assert list(generation._batches([], 3)) == []
+
     def test_answers_in_the_order_of_the_prompts_whatever_the_batches(self) -> None:
         model, tokenizer = tiny_model(), tiny_tokenizer()
         alone = [generate(model, tokenizer, [p], max_new_tokens=6)[0] for p in PROMPTS]

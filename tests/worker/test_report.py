@@ -16,6 +16,7 @@ from tests.worker.toy_provider import toy_safety_set
 from worker.base_models import FALLBACK_TEMPLATE, LoadedBase
 from worker.judgement import JudgeError, Judgement
 from worker.judges.refusal_strings import RefusalStringsJudge
+from worker.prompt_frames import PromptFrame
 from worker.report import JudgeInTurn, make_report, overlap_warning
 
 TWO_CATEGORIES = replace(
@@ -45,6 +46,17 @@ class TestWarnings:
 
     def test_no_chat_template(self) -> None:
         assert self.codes(self.report(bare=True)) == ["fallback_chat_template"]
+
+    def test_a_wording_that_leaves_no_room_for_a_prompt(self) -> None:
+        long, short = (
+            PromptFrame("obey " * words, "", "", rows=9, line=words) for words in (2_000, 3)
+        )
+        report = self.report(frames=(long, short))
+        assert [framed.line for framed in report.framed_scores] == [3]
+        (warning,) = report.warnings
+        assert warning.code == "wording_not_asked"
+        assert "Line 2,000 of the training file" in warning.message
+        assert "obey" not in warning.message
 
     @pytest.mark.parametrize(("refused", "is_warned"), [(2, False), (4, True)])
     def test_a_model_that_surely_refuses_most_harmless_prompts(
