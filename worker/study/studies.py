@@ -264,6 +264,10 @@ STUDIES: dict[str, Study] = {
                     start_from={"lambda": 0.1, "alpha": 0.1},
                 ),
                 TITER_ADAPTER,
+                Arm(
+                    "Titer in an adapter, fresh attacker",
+                    TiterConfig(alpha=TITER_ADAPTER_ALPHA, attacker=Attacker.FRESH_ADAPTER),
+                ),
                 _booster(
                     "full, ratio 1, late, projected",
                     "full",
