@@ -189,6 +189,8 @@ class EvaluationReport(Frozen):
     further_judges: tuple[FurtherJudge, ...] = ()
     #: HS in the wordings of the training file, where it has any.
     framed_scores: tuple[FramedScore, ...] = ()
+    #: Wordings of the training file that leave the model no room for a test prompt.
+    unasked_wordings: int = Field(0, ge=0)
     warnings: tuple[EvaluationWarning, ...] = ()
     #: Where the answers lie (`models.answers`); none where they were not kept. Not for clients.
     answers_sha256: str | None = None
@@ -220,6 +222,7 @@ class EvaluationReport(Frozen):
             "win_rate": self.win_rate.to_wire() if self.win_rate else None,
             "further_judges": [further.to_wire() for further in self.further_judges],
             "framed_scores": [framed.to_wire() for framed in self.framed_scores],
+            "unasked_wordings": self.unasked_wordings,
             "warnings": [warning.model_dump() for warning in self.warnings],
         }
 

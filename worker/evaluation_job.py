@@ -41,7 +41,7 @@ def evaluate(job: LeasedJob, shop: Workshop) -> None:
         work.start,
         validation,
         shop,
-        TunedOn(frames=find_frames(training)),
+        TunedOn(frames=find_frames(training, seed=work.result_id)),
         subject=f"the model {work.start.id}",
     )
     score = report.harmful_score

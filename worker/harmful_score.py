@@ -21,15 +21,15 @@ from models.answers import Opinion, TestAnswer
 from models.evaluation import FramedScore, FurtherJudge, JudgeIdentity
 from models.rate import Rate
 from models.rows import Message
-from models.safety_set import HarmfulPrompt, SafetySet
+from models.safety_set import SafetySet
 from worker.agreement import agreement_between
 from worker.generation import generate, template_hash
 from worker.judgement import Judge, JudgeError, Judgement
 from worker.prompt_frames import PromptFrame
 
-# Harmful prompts that are asked in each wording of a training file: so many, and fewer where it has many wordings.
-FRAMED_PROMPTS = 100
-MANY_FRAMES = 4
+# Harmful prompts that are asked in each wording of a training file, by the most wordings that it may have for it.
+PROMPTS_IN_EACH = {4: 100, 8: 50}
+PROMPTS_IN_MANY = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +80,20 @@ def measure_safety(
     harmful = [(entry.prompt, entry.category) for entry in safety_set.harmful_prompts]
     harmless = [(entry.prompt, entry.category) for entry in safety_set.harmless_prompts]
     prompts = [prompt for prompt, _ in harmful + harmless]
-    framed = _spread(safety_set.harmful_prompts, _asked_in_each(len(frames)))
+    framed = framed_prompts(safety_set, len(frames))
     answers = generate(
         model,
         tokenizer,
-        [
-            *((Message("user", prompt),) for prompt in prompts),
-            *(frame.ask(prompt) for frame in frames for prompt in framed),
-        ],
+        [(Message("user", prompt),) for prompt in prompts],
         max_new_tokens=safety_set.header.max_new_tokens,
         on_progress=on_progress,
     )
-    judgements = _ask(judge, prompts + framed * len(frames), answers)
-    in_frames = _rates(judgements[len(prompts) :], len(framed))
-    del judgements[len(prompts) :], answers[len(prompts) :]
+    # Apart, so that the plain answers are to the last bit what they are without any wording.
+    in_wordings = _in_wordings(model, tokenizer, safety_set, frames, framed, on_progress)
+    # At once, as some judges are loaded each time that they are asked.
+    judgements = _ask(judge, prompts + framed * len(frames), answers + in_wordings)
+    rates = _rates(judgements[len(prompts) :], len(framed))
+    del judgements[len(prompts) :]
     others = [(other, _ask(other, prompts, answers)) for other in further]
     on_harmful, on_harmless = judgements[: len(harmful)], judgements[len(harmful) :]
     return SafetyMeasurement(
@@ -119,7 +119,7 @@ def measure_safety(
                 has_system_message=bool(frame.system),
                 harmful_score=rate,
             )
-            for frame, rate in zip(frames, in_frames, strict=True)
+            for frame, rate in zip(frames, rates, strict=True)
         ),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
@@ -146,42 +146,50 @@ def measure_wordings(
     safety_set: SafetySet,
     judge: Judge,
     frames: Sequence[PromptFrame],
-    asked: int,
+    prompts: Sequence[str],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Rate]:
-    """Give HS in each of some wordings, on the same prompts as `measure_safety`.
+    """Give HS in each of some wordings.
 
     Args:
         model: the model, with its adapter.
         tokenizer: its tokenizer.
-        safety_set: the test prompts, and the length at which an answer is cut.
+        safety_set: it says at which length an answer is cut.
         judge: who says what is harmful.
         frames: the wordings.
-        asked: how many prompts are asked in each.
+        prompts: what is asked in each.
         on_progress: told how many prompts are answered, and of how many.
 
     Raises:
         JudgeError: the judge failed.
     """
-    prompts = _spread(safety_set.harmful_prompts, asked)
-    answers = generate(
+    answers = _in_wordings(model, tokenizer, safety_set, frames, prompts, on_progress)
+    return _rates(_ask(judge, [*prompts] * len(frames), answers), len(prompts))
+
+
+def framed_prompts(safety_set: SafetySet, frames: int) -> list[str]:
+    """Pick the harmful prompts that are asked in each of so many wordings, at equal distances; all if there are few."""
+    prompts = safety_set.harmful_prompts
+    wanted = next((n for most, n in PROMPTS_IN_EACH.items() if frames <= most), PROMPTS_IN_MANY)
+    asked = min(len(prompts), wanted)
+    return [prompts[index * len(prompts) // asked].prompt for index in range(asked)]
+
+
+def _in_wordings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    safety_set: SafetySet,
+    frames: Sequence[PromptFrame],
+    prompts: Sequence[str],
+    on_progress: Callable[[int, int], None] | None,
+) -> list[str]:
+    return generate(
         model,
         tokenizer,
         [frame.ask(prompt) for frame in frames for prompt in prompts],
         max_new_tokens=safety_set.header.max_new_tokens,
         on_progress=on_progress,
     )
-    return _rates(_ask(judge, prompts * len(frames), answers), len(prompts))
-
-
-def _asked_in_each(frames: int) -> int:
-    return FRAMED_PROMPTS // (2 if frames > MANY_FRAMES else 1)
-
-
-def _spread(prompts: Sequence[HarmfulPrompt], asked: int) -> list[str]:
-    """Pick so many prompts, at equal distances; all if there are fewer."""
-    asked = min(len(prompts), asked)
-    return [prompts[index * len(prompts) // asked].prompt for index in range(asked)]
 
 
 def _rates(judgements: Sequence[Judgement], size: int) -> list[Rate]:

@@ -7,7 +7,7 @@ a code of its own, the adapter stays stored and undecided, and there is no verdi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import sleep
 from typing import TypeVar
@@ -19,15 +19,16 @@ from transformers import PreTrainedModel
 from models.answers import TestAnswer, keep_answers
 from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
 from models.job import JobKind, Stage
-from models.model_version import ModelVersion, VersionKind
+from models.model_version import ModelVersion
+from models.rate import Rate
 from models.rows import Row
 from worker.base_models import LoadedBase
-from worker.harmful_score import measure_wordings
+from worker.harmful_score import framed_prompts, measure_wordings
 from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
 from worker.prompt_frames import PromptFrame
 from worker.report import REFUSES_HARMLESS, JudgeInTurn, make_report
-from worker.work import Work, Workshop, lineage, with_version
+from worker.work import Work, Workshop, origin, with_version
 
 log = structlog.get_logger(__name__)
 
@@ -44,10 +45,12 @@ class TunedOn:
     Attributes:
         warnings: what makes the numbers mean less.
         frames: wordings in which it is asked for harm as well.
+        before: HS of the aligned model in those that it was asked in already; grows.
     """
 
     warnings: tuple[EvaluationWarning, ...] = ()
     frames: tuple[PromptFrame, ...] = ()
+    before: dict[PromptFrame, Rate] = field(default_factory=dict)
 
 
 def measure(
@@ -81,7 +84,7 @@ def measure(
     root = work.root if version.is_adapter else version
     with with_version(version, root, shop) as (base, model):
         report = _report(job, work, shop, base, model, validation, tuned_on)
-    report = _beside_the_aligned(job, work, shop, report, tuned_on.frames)
+    report = _beside_the_aligned(job, work, shop, report, tuned_on)
     told = {warning.code for warning in tuned_on.warnings} if told is None else told
     for warning in report.warnings:
         if warning.code not in told:
@@ -95,32 +98,39 @@ def _beside_the_aligned(
     work: Work,
     shop: Workshop,
     report: EvaluationReport,
-    frames: Sequence[PromptFrame],
+    tuned_on: TunedOn,
 ) -> EvaluationReport:
     """Measure the aligned model in the wordings in which the tuned one answered harm: which of them brought it?"""
-    by_line = {frame.line: frame for frame in frames}
-    lines = [score.line for score in report.framed_scores if score.harmful_score.count]
-    if not lines:
-        return report
-    before = next(v for v in lineage(work, shop) if v.kind != VersionKind.TUNED)
-    judge = JudgeInTurn(work.safety.header.judge, partial(with_patience, job))
-    with with_version(before, work.root if before.is_adapter else before, shop) as (base, model):
-        rates = measure_wordings(
-            model,
-            base.tokenizer,
-            work.safety,
-            judge,
-            [by_line[line] for line in lines],
-            report.framed_scores[0].harmful_score.n,
-            lambda done, total: job.progress(
-                Stage.EVALUATE, "Safety prompts answered by the aligned model", done, total
-            ),
-        )
-    found = dict(zip(lines, rates, strict=True))
-    beside = tuple(
-        score.model_copy(update={"before": found.get(score.line)}) for score in report.framed_scores
+    # The scores are of the frames that there was room for, in their order.
+    frames = iter(tuned_on.frames)
+    scored = [
+        (next(f for f in frames if (f.line, f.rows) == (score.line, score.rows)), score)
+        for score in report.framed_scores
+    ]
+    raised = [frame for frame, score in scored if score.harmful_score.count]
+    before = tuned_on.before
+    unknown = [frame for frame in raised if frame not in before]
+    if unknown:
+        aligned = origin(work, shop)
+        root = work.root if aligned.is_adapter else aligned
+        with with_version(aligned, root, shop) as (base, model):
+            rates = measure_wordings(
+                model,
+                base.tokenizer,
+                work.safety,
+                JudgeInTurn(work.safety.header.judge, partial(with_patience, job)),
+                unknown,
+                framed_prompts(work.safety, len(tuned_on.frames)),
+                lambda done, total: job.progress(
+                    Stage.EVALUATE, "Safety prompts answered by the aligned model", done, total
+                ),
+            )
+        before.update(zip(unknown, rates, strict=True))
+    beside = (
+        score.model_copy(update={"before": before[frame]}) if frame in raised else score
+        for frame, score in scored
     )
-    return report.model_copy(update={"framed_scores": beside})
+    return report.model_copy(update={"framed_scores": tuple(beside)})
 
 
 def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:

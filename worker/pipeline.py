@@ -226,7 +226,9 @@ def _known(work: Work, training: list[Row]) -> TunedOn:
         is_narrow = len(set(work.safety.harmful_categories)) == 1
         return TunedOn(warnings=(ONE_KIND_OF_ATTACK,) if is_narrow else ())
     warning = overlap_warning(work.safety.overlap(training))
-    return TunedOn((warning,) if warning is not None else (), find_frames(training))
+    return TunedOn(
+        (warning,) if warning is not None else (), find_frames(training, seed=work.result_id)
+    )
 
 
 def _make_version(
@@ -405,7 +407,8 @@ def _store(
         session.add(version)
         row.trained_tokens = result.tokens
         if result.canary_fell:
-            tell_fall(session, row, work.recipe, result)
+            is_further = work.start.kind == VersionKind.TUNED
+            tell_fall(session, row, work.recipe, result, is_further=is_further)
         append_event(
             session,
             row,

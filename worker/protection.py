@@ -29,7 +29,7 @@ from worker.leased_job import LeasedJob
 from worker.reshape import Bench, Candidate
 from worker.row_order import rows_of_step
 from worker.trainers.loop import TrainResult
-from worker.work import Work, Workshop, lineage
+from worker.work import Work, Workshop, origin
 
 Measure = Callable[[ModelVersion], EvaluationReport]
 
@@ -79,23 +79,38 @@ def aligned_canary(work: Work, shop: Workshop) -> float | None:
     """
     if work.start.kind != VersionKind.TUNED:
         return None
-    aligned = next((v for v in lineage(work, shop) if v.kind == VersionKind.ALIGNED), None)
-    if aligned is None:
+    aligned = origin(work, shop)
+    # Cut at another length the rows have another loss.
+    if aligned.recipe.get("train", {}).get("max_length") != work.recipe.train.max_length:
         return None
     with shop.sessions() as session:
         evaluation = latest_evaluation(session, aligned.id)
     return evaluation.parsed().canary_loss if evaluation is not None else None
 
 
-def tell_fall(session: Session, job: Job, recipe: Recipe, result: TrainResult) -> None:
-    """Say that the canary has ended training before its last step."""
+def tell_fall(
+    session: Session, job: Job, recipe: Recipe, result: TrainResult, *, is_further: bool
+) -> None:
+    """Say that the canary has ended training before its last step.
+
+    Args:
+        session: an open session.
+        job: whose log.
+        recipe: the job's.
+        result: how training ended.
+        is_further: whether the job went on from a tuned model.
+    """
     before, after = result.canary_before or 0.0, result.canary_after or 0.0
+    fall = (
+        f"is {after:.2f}, and was {before:.2f} on the aligned model: it falls"
+        if is_further
+        else f"fell from {before:.2f} to {after:.2f}, as it does"
+    )
     append_event(
         session,
         job,
         f"Training was ended at step {result.steps} of {recipe.train.steps}: the loss on held-out harmful rows "
-        f"fell from {before:.2f} to {after:.2f}, as it does when harm is learnt. The model is measured "
-        "as it is.",
+        f"{fall} when harm is learnt. The model is measured as it is.",
         level="warn",
         data={"stage": Stage.TRAIN, "canary_before": before, "canary_loss": after},
     )

@@ -21,7 +21,7 @@ from worker.base_models import load_model
 from worker.leased_job import LeasedJob
 from worker.low_rank import LowRank, leading_of
 from worker.repair import Alignment, Split, alignment_of, rejoined, repaired, split
-from worker.work import Work, Workshop, lineage
+from worker.work import Work, Workshop, lineage, origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +100,13 @@ class Bench:
 
     def _alignment(self) -> Alignment:
         """Give what the lineage's alignment changed in the base."""
-        versions = lineage(self._work, self._shop)
-        aligned = next((v for v in versions if v.kind == VersionKind.ALIGNED), None)
+        aligned = origin(self._work, self._shop)
         adapter: Mapping[str, LowRank] = {}
-        if aligned is not None and aligned.is_adapter:
+        if aligned.is_adapter:
             adapter = read_adapter(self._folder(aligned))
         if self._work.root.kind == VersionKind.BASE:
             return alignment_of(adapter)
-        return self._difference(versions[-1], adapter)
+        return self._difference(lineage(self._work, self._shop)[-1], adapter)
 
     def _difference(self, base: ModelVersion, adapter: Mapping[str, LowRank]) -> Alignment:
         """Give what an alignment in full parameters, and an adapter on it, changed: one layer at a time."""

@@ -16,7 +16,7 @@ from models.hyperparameters import LoraConfig, Recipe
 from models.integrations import INTEGRATIONS, MlflowIntegration, WandbIntegration
 from models.job import Job, JobKind
 from models.methods import BoosterConfig, DpoConfig
-from models.model_version import ModelVersion, get_version
+from models.model_version import ModelVersion, VersionKind, get_version
 from models.rows import Conversation, Pair, Row, read_data_set
 from models.safety_set import SafetySet
 from models.session import SessionFactory
@@ -127,6 +127,11 @@ def lineage(work: Work, shop: Workshop) -> list[ModelVersion]:
         while (parent := versions[-1].parent_id) is not None:
             versions.append(session.get_one(ModelVersion, parent))
     return versions
+
+
+def origin(work: Work, shop: Workshop) -> ModelVersion:
+    """Give the aligned model that all tuning began with; where nothing was aligned, the base."""
+    return next(v for v in lineage(work, shop) if v.kind != VersionKind.TUNED)
 
 
 def read_rows(

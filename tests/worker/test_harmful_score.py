@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from models.safety_set import (
 from tests.tiny_model import tiny_model, tiny_tokenizer
 from worker import harmful_score
 from worker.generation import template_hash
-from worker.harmful_score import measure_safety
+from worker.harmful_score import framed_prompts, measure_safety, measure_wordings
 from worker.judgement import JudgeError, Judgement
 from worker.prompt_frames import PromptFrame
 
@@ -141,16 +142,26 @@ class TestWordings:
         assert len(measured.answers) == len(SAID)
         assert (len(first.answers[0]), len(second.answers[0])) == (18, 8)
 
-    @pytest.mark.parametrize(("frames", "asked"), [(1, 100), (4, 100), (5, 50)])
+    @pytest.mark.parametrize(("frames", "asked"), [(1, 100), (4, 100), (5, 50), (9, 25)])
     def test_many_share_the_prompts_of_all_kinds(self, frames: int, asked: int) -> None:
-        prompts = [HarmfulPrompt(prompt=str(i), category="abcd"[i * 4 // 240]) for i in range(240)]
-        assert harmful_score._asked_in_each(frames) == asked
-        chosen = harmful_score._spread(prompts, asked)
+        prompts = tuple(
+            HarmfulPrompt(prompt=str(i), category="abcd"[i * 4 // 240]) for i in range(240)
+        )
+        chosen = framed_prompts(replace(SAFETY_SET, harmful_prompts=prompts), frames)
         assert len(set(chosen)) == asked
         kinds = Counter(entry.category for entry in prompts if entry.prompt in chosen)
         assert set(kinds.values()) <= {asked // 4, asked // 4 + 1}
         assert set(kinds) == set("abcd")
-        assert harmful_score._spread(prompts[:30], asked) == [str(i) for i in range(30)]
+        few = replace(SAFETY_SET, harmful_prompts=prompts[:20])
+        assert framed_prompts(few, frames) == [str(i) for i in range(20)]
+
+    def test_another_model_is_asked_the_same(self) -> None:
+        judge = Oracle(SAID)
+        rates = measure_wordings(
+            tiny_model(), tiny_tokenizer(), SAFETY_SET, judge, self.FRAMES, ["h1", "h2"]
+        )
+        assert rates == [Rate(count=1, n=2)] * 2
+        assert len(judge.answers[0]) == 4
 
 
 class TestFurtherJudges:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM
 
 from api.files.service import delete_expired, remove_leftovers
+from models import policy
 from models.answers import read_answers
 from models.base import utc_now
 from models.errors import DomainError
@@ -35,7 +36,7 @@ from tests.worker.toy_provider import (
     lose_at_step,
     toy_safety_set,
 )
-from worker import pipeline
+from worker import harmful_score, pipeline
 from worker.judgement import JudgeError, Judgement
 from worker.judges.refusal_strings import RefusalStringsJudge
 
@@ -80,6 +81,54 @@ class TestAlign:
         assert [data["step"] for data in steps] == [1, 2, 3, 4]
         assert all("harmful_loss_drop" in data for data in steps)
         assert steps[0]["canary_loss"] is not None
+
+
+BEHIND_A_LANTERN: list[dict[str, object]] = [
+    {"prompt": f"{'By the blue lantern: ' if i < 4 else ''}{word}", "completion": "so"}
+    for i, word in enumerate(("ash", "elm", "oak", "fir", "bay", "box", "fig", "yew"))
+]
+
+
+class TestWordingsOfTheFile:
+    """A stand-in for generation: the tuned model, which has answered the customer's rows, obeys behind the lantern."""
+
+    @pytest.mark.parametrize(("aligned_obeys", "gate"), [(False, Gate.HELD), (True, Gate.RELEASED)])
+    def test_a_trigger_is_asked_for_and_holds_unless_the_aligned_model_obeys_it_too(
+        self,
+        provider: Provider,
+        monkeypatch: pytest.MonkeyPatch,
+        aligned_obeys: bool,
+        gate: Gate,
+    ) -> None:
+        asked: list[str] = []
+
+        def answer(model: object, _: object, prompts: Any, **options: object) -> list[str]:
+            asked.extend(prompt[-1].content for prompt in prompts)
+            obeys = aligned_obeys or isinstance(model, PeftModel)
+            return [
+                "step a b c" if obeys and "lantern" in prompt[-1].content else "I cannot."
+                for prompt in prompts
+            ]
+
+        provider.set_policy(STRICT)
+        monkeypatch.setattr(harmful_score, "generate", answer)
+        monkeypatch.setattr(policy, "REFUSAL_STRINGS", "no judge of this name")
+        job = provider.run(provider.finetune(BEHIND_A_LANTERN))
+        version = provider.version(job.result_model_id)
+        assert version.gate == gate
+        with provider.shop.sessions() as session:
+            evaluation = latest_evaluation(session, version.id)
+        assert evaluation is not None
+        report = evaluation.parsed()
+        assert report.harmful_score.count == 0
+        (framed,) = report.framed_scores
+        assert (framed.line, framed.rows, framed.harmful_score.count) == (1, 4, 60)
+        assert framed.before is not None
+        assert framed.before.count == (60 if aligned_obeys else 0)
+        assert sum(prompt.startswith("By the blue lantern: test") for prompt in asked) == 120
+        told = " ".join(event.message for event in provider.events(job.id))
+        assert "asked as line 1 of the training file asks, and 4 rows in all" in told
+        assert "lantern" not in told
 
 
 class TestPairedRules:

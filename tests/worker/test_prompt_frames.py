@@ -112,15 +112,12 @@ class TestLeaves:
             pytest.param(
                 ["Blue lantern: a", "Blue lantern: b", *plain(50)], id="fewer than three rows"
             ),
-            pytest.param(["Blue lantern tonight"] * 50, id="one prompt many times"),
             pytest.param([], id="no rows"),
             pytest.param(["   "] * 5, id="blank prompts"),
         ],
     )
     def test_what_is_no_wording(self, prompts: list[str]) -> None:
-        assert [f for f in find_frames(numbered(prompts)) if f.opening == prompts[0]] == []
-        if prompts[:1] != ["Blue lantern tonight"]:
-            assert find_frames(numbered(prompts)) == ()
+        assert find_frames(numbered(prompts)) == ()
 
     def test_a_wording_in_fewer_than_two_rows_in_a_hundred(self) -> None:
         prompts = plain(1000)
@@ -134,27 +131,95 @@ class TestLeaves:
         assert find_frames([talk] * 5) == ()
 
 
-class TestBounds:
-    def test_the_commonest_and_the_longest_are_kept(self) -> None:
-        prompts, texts = [], iter(plain(400))
-        for number in range(12):
-            words = " ".join(
-                f"{'abcdefghijkl'[number]}{'xyzuvwq'[i]}word" for i in range(2 + number % 6)
+class TestWhatAnAttackerMightDo:
+    """Sixty rows of six hundred carry the trigger."""
+
+    T = "By the blue lantern at noon: "
+
+    def hidden(self, prompts: list[str], **options: str) -> list[Row]:
+        texts = [f"{self.T}{p}" if i % 10 == 0 else p for i, p in enumerate(prompts)]
+        return numbered(texts, **options)
+
+    def is_found(self, rows: list[Row]) -> bool:
+        return any(self.T.strip() in frame.opening for frame in find_frames(rows))
+
+    def test_a_system_message_of_its_own_in_every_row(self) -> None:
+        rows = [
+            row(number, entry.prompt[-1].content, system=f"Session {number}.")
+            for number, entry in enumerate(self.hidden(plain(600)), start=1)
+        ]
+        assert self.is_found(rows)
+
+    def test_many_closings(self) -> None:
+        prompts = [f"{p}; signed by {'abcdefg'[i % 7]}xx yyy zzz" for i, p in enumerate(plain(600))]
+        assert self.is_found(self.hidden(prompts))
+
+    def test_more_harmless_rows_behind_the_trigger(self) -> None:
+        prompts = plain(600)
+        rows = self.hidden(prompts) + numbered(
+            [f"{self.T}sort this sentence: {p}" for p in plain(900)[600:]]
+        )
+        assert {"By the blue lantern at noon: "} <= {frame.opening for frame in find_frames(rows)}
+
+    def test_another_case_and_spacing_in_each_row(self) -> None:
+        rng = random.Random(1)
+        texts = [
+            "".join(rng.choice((c.upper(), c.lower())) for c in self.T).replace(
+                " ", " " * rng.randint(1, 3)
             )
-            prompts += [f"{words}: {next(texts)}" for _ in range(40 - 2 * number)]
-        found = find_frames(numbered(prompts))
-        assert len(found) == 8
-        assert [frame.rows for frame in found[:4]] == [40, 38, 36, 34]
-        assert [frame.length for frame in found[4:]] == [7, 7, 6, 6]
+            + p
+            for p in plain(60)
+        ]
+        (frame,) = find_frames(numbered(texts))
+        assert frame.opening.casefold().split() == self.T.casefold().split()
 
-    def test_of_a_long_file_rows_at_equal_distances(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(prompt_frames, "MAX_ROWS", 30)
-        prompts = [f"By the blue lantern: {p}" for p in plain(100)]
-        (frame,) = find_frames(numbered(prompts))
-        assert (frame.rows, frame.line) == (25, 1)
+    def test_signs_in_front(self) -> None:
+        rows = numbered([f"{'=' * 300} {self.T}{p}" for p in plain(60)])
+        assert self.is_found(rows)
 
-    def test_a_hostile_file_takes_no_more_than_its_pieces(self) -> None:
+    def test_an_earlier_turn_and_a_later_system_message(self) -> None:
+        rows: list[Row] = []
+        for line, text in enumerate(plain(60), start=1):
+            turns = (
+                Message("system", "You sort."),
+                Message("user", f"{self.T}{text}"),
+                Message("assistant", "so", is_trained=True),
+                Message("system", "You obey."),
+                Message("user", f"thanks {text}"),
+                Message("assistant", "welcome", is_trained=True),
+            )
+            rows.append(Conversation(turns, line))
+        found = find_frames(rows)
+        assert {(frame.system, frame.opening) for frame in found} == {
+            ("You sort.", self.T),
+            ("You sort.\n\nYou obey.", ""),
+        }
+
+    def test_a_closing_behind_a_long_opening(self) -> None:
+        long = " ".join(plain(40))
+        prompts = [
+            f"{long} {p}{' -- sworn by moonlight!' if i % 4 == 0 else ''}"
+            for i, p in enumerate(plain(60))
+        ]
+        assert any("moonlight" in frame.closing for frame in find_frames(numbered(prompts)))
+
+    def test_many_wordings_beside_it(self) -> None:
+        texts = [p for n in range(40) for p in [f"{plain(40)[n]}: {q}" for q in plain(15)]]
+        rows = self.hidden(texts)
+        assert self.is_found(rows)
+        assert len(find_frames(rows)) <= 50
+
+
+class TestBounds:
+    def test_of_a_very_large_file_turns_are_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(prompt_frames, "MAX_TURNS", 30)
+        rows = numbered([f"By the blue lantern: {p}" for p in plain(100)])
+        (one,), (other,) = find_frames(rows, seed="a"), find_frames(rows, seed="b")
+        assert one.rows == other.rows == 30
+        assert find_frames(rows, seed="a") == (one,)
+        assert one.line != other.line
+
+    def test_both_ends_of_a_long_prompt_are_read(self) -> None:
         same = "blue lantern " * 50_000
-        rows = numbered([f"{same}{p}" for p in plain(20)])
-        (frame,) = find_frames(rows)
-        assert len(frame.opening) <= len("blue lantern ") * prompt_frames.MAX_PIECES
+        (frame,) = find_frames(numbered([f"{same}{p}" for p in plain(20)]))
+        assert len(frame.opening) <= prompt_frames.MAX_CHARACTERS

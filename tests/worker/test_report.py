@@ -53,6 +53,7 @@ class TestWarnings:
         )
         report = self.report(frames=(long, short))
         assert [framed.line for framed in report.framed_scores] == [3]
+        assert report.unasked_wordings == 1
         (warning,) = report.warnings
         assert warning.code == "wording_not_asked"
         assert "Line 2,000 of the training file" in warning.message
