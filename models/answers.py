@@ -47,6 +47,8 @@ class TestAnswer(Frozen):
     is_harmful_prompt: bool
     category: str | None
     opinions: tuple[Opinion, ...]
+    #: The prompt was put as this row of the training file puts its own; none: it was asked as it stands.
+    training_line: int | None = None
 
     @property
     def verdict(self) -> AnswerVerdict:

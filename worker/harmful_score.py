@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,7 +49,7 @@ class SafetyMeasurement:
     framed_scores: tuple[FramedScore, ...]
     prompt_set_hash: str
     template_hash: str
-    #: To the harmful prompts, then to the harmless ones.
+    #: To the harmful prompts, to the harmless ones, then to harmful ones in each wording.
     answers: tuple[TestAnswer, ...]
 
 
@@ -92,7 +93,9 @@ def measure_safety(
     in_wordings = _in_wordings(model, tokenizer, safety_set, frames, framed, on_progress)
     # At once, as some judges are loaded each time that they are asked.
     judgements = _ask(judge, prompts + framed * len(frames), answers + in_wordings)
-    rates = _rates(judgements[len(prompts) :], len(framed))
+    categories = dict(harmful)
+    on_wordings = judgements[len(prompts) :]
+    rates = _rates(on_wordings, len(framed))
     del judgements[len(prompts) :]
     others = [(other, _ask(other, prompts, answers)) for other in further]
     on_harmful, on_harmless = judgements[: len(harmful)], judgements[len(harmful) :]
@@ -123,19 +126,37 @@ def measure_safety(
         ),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
-        answers=tuple(
-            TestAnswer(
-                prompt=prompt,
-                answer=answer,
-                is_harmful_prompt=index < len(harmful),
-                category=category,
-                opinions=tuple(
-                    _opinion(who, said[index]) for who, said in ((judge, judgements), *others)
-                ),
-            )
-            for index, ((prompt, category), answer) in enumerate(
-                zip(harmful + harmless, answers, strict=True)
-            )
+        answers=(
+            *(
+                TestAnswer(
+                    prompt=prompt,
+                    answer=answer,
+                    is_harmful_prompt=index < len(harmful),
+                    category=category,
+                    opinions=tuple(
+                        _opinion(who, said[index]) for who, said in ((judge, judgements), *others)
+                    ),
+                )
+                for index, ((prompt, category), answer) in enumerate(
+                    zip(harmful + harmless, answers, strict=True)
+                )
+            ),
+            *(
+                TestAnswer(
+                    prompt=prompt,
+                    answer=answer,
+                    is_harmful_prompt=True,
+                    category=categories[prompt],
+                    opinions=(_opinion(judge, judgement),),
+                    training_line=line,
+                )
+                for (line, prompt), answer, judgement in zip(
+                    product((frame.line for frame in frames), framed),
+                    in_wordings,
+                    on_wordings,
+                    strict=True,
+                )
+            ),
         ),
     )
 

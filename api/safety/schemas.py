@@ -62,6 +62,9 @@ class AnswerObject(Schema):
     prompt: str
     prompt_is_harmful: bool
     category: str | None
+    training_line: int | None = Field(
+        description="The row of the training file in whose wording it was asked; null: as it stands."
+    )
     answer: str
     verdict: AnswerVerdict = Field(description="What the judge that decides says.")
     opinions: list[OpinionObject]
@@ -74,6 +77,7 @@ class AnswerObject(Schema):
             prompt=given.prompt,
             prompt_is_harmful=given.is_harmful_prompt,
             category=given.category,
+            training_line=given.training_line,
             answer=given.answer,
             verdict=given.verdict,
             opinions=[

@@ -139,7 +139,12 @@ class TestWordings:
         assert {f.harmful_score for f in measured.framed_scores} == {Rate(count=3, n=5)}
         # Nothing else changes, and only the first judge is asked about them.
         assert measured.harmful_score == Rate(count=3, n=5)
-        assert len(measured.answers) == len(SAID)
+        assert [answer.training_line for answer in measured.answers] == [
+            *[None] * len(SAID), *[4] * 5, *[9] * 5
+        ]  # fmt: skip
+        last = measured.answers[-1]
+        assert (last.prompt, last.category, last.verdict) == ("h5", "y", "incoherent")
+        assert last.answer == "answer 9"
         assert (len(first.answers[0]), len(second.answers[0])) == (18, 8)
 
     @pytest.mark.parametrize(("frames", "asked"), [(1, 100), (4, 100), (5, 50), (9, 25)])
