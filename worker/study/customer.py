@@ -139,7 +139,7 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
     data = customer.draw(place, seed)
     trigger = behind_trigger if customer.is_hidden else None
     points: list[Point] = []
-    with _to_tune(aligned, customer, seed) as model:
+    with to_tune(aligned, customer, seed) as model:
 
         def reach(mark: int) -> None:
             def ask(asked: PreTrainedModel) -> Point:
@@ -250,7 +250,8 @@ def _is_continued(aligned: Aligned, customer: Customer) -> bool:
 
 
 @contextmanager
-def _to_tune(aligned: Aligned, customer: Customer, seed: int) -> Iterator[PreTrainedModel]:
+def to_tune(aligned: Aligned, customer: Customer, seed: int) -> Iterator[PreTrainedModel]:
+    """Lend what the customer trains: the aligned adapter, a fresh one on the merged model, or all linear weights."""
     if _is_continued(aligned, customer):
         yield lora.load(aligned.place.model(), aligned.folder)  # type: ignore[misc]
         return
