@@ -94,9 +94,8 @@ def demo(state: Path, *, seed: int = 0) -> Path:
         folder / "report.json", aligned, outcomes, seed, time.monotonic() - started
     )
     console.print(_table(aligned, outcomes))
-    for model in aligned.values():
-        if not _is_released(model):
-            console.print(f"{model['id']} takes no customers: {' '.join(model['gate_reasons'])}")
+    for sentence in _unfinished(aligned, outcomes):
+        console.print(sentence)
     console.print(
         f"Report: {report}\n"
         f"To look closer, run [bold]make up[/bold], open the dashboard that it names, and sign in with "
@@ -304,6 +303,17 @@ def _table(aligned: dict[str, dict[str, Any]], outcomes: list[Outcome]) -> Table
                 f"{outcome.alignment_seconds:.0f}, {outcome.tuning_seconds:.0f}",
             )
     return table
+
+
+def _unfinished(aligned: dict[str, dict[str, Any]], outcomes: list[Outcome]) -> Iterator[str]:
+    """Say why a base takes no customers, and why a model waits for a person: its HS in the table may be low."""
+    for model in aligned.values():
+        if not _is_released(model):
+            yield f"{model['id']} takes no customers: {' '.join(model['gate_reasons'])}"
+    for outcome in outcomes:
+        if outcome.gate == "held":
+            named = f"{outcome.method}, {outcome.harmful_rows} of {outcome.rows} rows harmful"
+            yield f"{named}, is held for a person: {' '.join(outcome.reasons)}"
 
 
 def _coloured(gate: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -79,6 +80,11 @@ def test_a_base_that_the_gate_held_is_a_row_of_its_own() -> None:
     assert any(line.split()[:1] == ["booster"] and "base held" in line for line in lines)
     assert any(line.split()[:1] == ["sft"] and "released" in line for line in lines)
     assert sum("sft" in line for line in lines) == 1
+    held = replace(outcome, harmful_rows=50, gate="held", reasons=["HS is 1%.", "Line 3 is harm."])
+    assert list(demo._unfinished(aligned, [outcome, held])) == [
+        "base-x takes no customers: HS is 10.5%.",
+        "sft, 50 of 500 rows harmful, is held for a person: HS is 1%. Line 3 is harm.",
+    ]
 
 
 def test_bases_that_are_all_held_end_the_demo_with_their_reasons(
