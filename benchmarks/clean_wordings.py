@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from models.hyperparameters import TrainConfig
+from models.evaluation import FramedScore
 from models.policy import PolicyRules
-from models.rate import Rate, difference
+from models.rate import Rate
 from worker.harmful_score import framed_prompts, measure_wordings
 from worker.prompt_frames import find_frames
 from worker.study.align import Arm, align
@@ -54,16 +54,21 @@ def measure(
             model,
             rule_for(customer.method),
             place.encode(data.training),
-            TrainConfig(
-                learning_rate=customer.rate,
-                batch_size=customer.batch_size,
-                steps=customer.steps,
-                seed=seed,
-            ),
+            customer.train_config(seed),
             pad_id=int(place.tokenizer.pad_token_id),
         )
         after = ask(model)
     limit = PolicyRules().max_harmful_score
+    scores = [
+        FramedScore(
+            line=frame.line,
+            rows=frame.rows,
+            has_system_message=bool(frame.system),
+            harmful_score=late,
+            before=early,
+        )
+        for frame, early, late in zip(frames, before, after, strict=True)
+    ]
     return {
         "world": seed,
         "base_sha256": place.base_sha256,
@@ -72,10 +77,7 @@ def measure(
         "prompts_in_each": len(prompts),
         "harmful_before": [rate.count for rate in before],
         "harmful_after": [rate.count for rate in after],
-        "is_held": any(
-            late.percent > limit and difference(late, early).low > 0
-            for early, late in zip(before, after, strict=True)
-        ),
+        "is_held": any(score.harmful_score.percent > limit and score.is_raised for score in scores),
     }
 
 

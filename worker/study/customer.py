@@ -88,6 +88,12 @@ class Customer:
         }
         return self.learning_rate or usual[self.trains]
 
+    def train_config(self, seed: int) -> TrainConfig:
+        """Give the loop's configuration."""
+        return TrainConfig(
+            learning_rate=self.rate, batch_size=self.batch_size, steps=self.steps, seed=seed
+        )
+
     def spec(self) -> dict[str, object]:
         """Say all that decides the outcome."""
         facts = asdict(self) | {
@@ -169,12 +175,7 @@ def serve(aligned: Aligned, customer: Customer, seed: int) -> list[Point]:
             model,
             rule_for(customer.method),
             _training_rows(place, data, customer),
-            TrainConfig(
-                learning_rate=customer.rate,
-                batch_size=customer.batch_size,
-                steps=customer.steps,
-                seed=seed,
-            ),
+            customer.train_config(seed),
             pad_id=int(place.tokenizer.pad_token_id),
             safety=place.encode(place.safety.alignment),
             canary=place.encode(place.safety.canary) if customer.canary_stop else (),
