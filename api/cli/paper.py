@@ -38,6 +38,7 @@ class Study(StrEnum):
     LAMBDA_RATIO = "lambda-ratio"
     SOURCES = "sources"
     HIDDEN = "hidden"
+    CHAT = "chat"
     ATTACKS = "attacks"
     STACK = "stack"
     CHEAP = "cheap"

@@ -83,7 +83,7 @@ def main() -> None:
         if arguments.seeds:
             study = replace(study, seeds=tuple(arguments.seeds))
         tasks = [
-            Task(arm, customer_name, customer, seed, study.split, folders, study.world)
+            Task(arm, customer_name, customer, seed, study.split, folders, study.world, study.onto)
             for seed in study.seeds
             for arm in study.arms
             for customer_name, customer in study.customers.items()

@@ -31,6 +31,7 @@ from models.methods import (
 )
 from models.rows import Conversation
 from worker import lora
+from worker.base_models import save_base
 from worker.study.place import Place
 from worker.trainers.loop import train
 from worker.trainers.methods import rule_for
@@ -38,6 +39,7 @@ from worker.weights import train_linear_weights, trained_weights
 
 WEIGHTS_FILE = "weights.safetensors"
 FACTS_FILE = "facts.json"
+MERGED = "merged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,19 @@ def align(place: Place, arm: Arm, seed: int, cache: Path) -> Aligned:
         facts_file.write_text(json.dumps(facts))
     facts = json.loads(facts_file.read_text())
     return Aligned(place, arm, folder, facts["seconds"], facts["tokens"])
+
+
+def on_top(place: Place, arm: Arm, seed: int, cache: Path) -> Place:
+    """Give the place whose base is a model that was aligned before: what an arm left of the place's own base."""
+    aligned = align(place, arm, seed, cache)
+    folder = aligned.folder / MERGED
+    if not folder.exists():
+        partial = folder.with_name(f"{MERGED}.partial")
+        with aligned.merged() as model:
+            save_base(model, place.tokenizer, partial)
+        partial.rename(folder)
+    # The folder's name says all that decided the model, and so tells alignments on it apart.
+    return replace(place, name=aligned.folder.name, base=folder)
 
 
 def put_weights(model: PreTrainedModel, folder: Path) -> None:

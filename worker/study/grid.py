@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from worker.sandbox.world import Split
-from worker.study.align import Arm, align
+from worker.study.align import Arm, align, on_top
 from worker.study.customer import Customer, serve
 from worker.study.place import Folders, Place, sandbox
 
@@ -28,7 +28,10 @@ Cell = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One cell to run: in the sandbox world of its seed, or in a place of one's own."""
+    """One cell to run: in the sandbox world of its seed, or in a place of one's own.
+
+    `onto` is how the base was aligned before the arm begins; none: it is raw.
+    """
 
     arm: Arm
     customer_name: str
@@ -37,9 +40,14 @@ class Task:
     split: Split = Split.TEST
     folders: Folders | None = None
     world: int | None = None
+    onto: Arm | None = None
 
     def place(self, cache: Path) -> Place:
         """Build or open where it happens."""
+        raw = self._raw_place(cache)
+        return on_top(raw, self.onto, self.seed, cache) if self.onto else raw
+
+    def _raw_place(self, cache: Path) -> Place:
         if self.folders:
             return self.folders.open()
         world = self.seed if self.world is None else self.world
@@ -53,6 +61,8 @@ class Task:
             facts.append(asdict(self.folders))
         if self.world is not None:
             facts.append(self.world)
+        if self.onto:
+            facts.append(self.onto.spec())
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[
             :16
         ]
@@ -107,7 +117,9 @@ def run(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
         # Places first: two processes that begin with the same world would both build it.
-        places = {(t.folders, t.world, t.seed): t for g in groups.values() for t in g.values()}
+        places = {
+            (t.folders, t.world, t.seed, t.onto): t for g in groups.values() for t in g.values()
+        }
         for opened in [pool.submit(_open_place, task, cache) for task in places.values()]:
             opened.result()
         done = 0

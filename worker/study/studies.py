@@ -59,6 +59,7 @@ class Study:
         seeds: worlds.
         split: whose prompts.
         world: one for all seeds; none: each seed has its own.
+        onto: how the bases were aligned before any arm begins; none: they are raw.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Study:
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
     split: Split = Split.TEST
     world: int | None = None
+    onto: Arm | None = None
 
 
 def _booster(
@@ -99,6 +101,8 @@ PARTS: dict[str, tuple[str, ...]] = {"part A": PART_A, "part B": PART_B}
 SCALES = (1.0, 0.8, 0.6, 0.4, 0.2)
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# What is left of an alignment whose first 70% somebody else has done.
+CHAT_STEPS = 450
 
 _TUNED: tuple[Arm, ...] = (
     SFT,
@@ -227,14 +231,12 @@ STUDIES: dict[str, Study] = {
                 for rows in (25, 100, 300, None)
             ),
             MODES,
-            seeds=(10, 11, 12),
         ),
         Study(
             "combination",
             "Booster with Vaccine, and which of them does it",
             (SFT, VACCINE, ALL_STEPS, BOOSTER, COMBINED),
             MODES,
-            seeds=(10, 11, 12),
         ),
         Study(
             "extensions",
@@ -282,7 +284,24 @@ STUDIES: dict[str, Study] = {
                 Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
             ),
             MODES,
-            seeds=(10, 11, 12),
+        ),
+        Study(
+            "chat",
+            "On a model that is aligned already",
+            tuple(
+                replace(arm, steps=CHAT_STEPS)
+                for arm in (
+                    SFT,
+                    ALL_STEPS,
+                    _booster(
+                        "Booster, the attack in a fresh adapter", attacker=Attacker.FRESH_ADAPTER
+                    ),
+                    Arm("Titer in an adapter", TiterConfig(alpha=TITER_ADAPTER_ALPHA, start=0)),
+                    Arm("Titer", TiterConfig(start=0), space="full"),
+                )
+            ),
+            MODES,
+            onto=FULL,
         ),
         Study(
             "lambda-ratio",
@@ -296,7 +315,6 @@ STUDIES: dict[str, Study] = {
                 TITER,
             ),
             _with_ratios(MODES, (0.2, 0.3, 0.5)),
-            seeds=(10, 11, 12),
         ),
         Study(
             "sources",
@@ -311,7 +329,6 @@ STUDIES: dict[str, Study] = {
                 for mode, customer in MODES.items()
                 for part, kinds in PARTS.items()
             },
-            seeds=(10, 11, 12),
         ),
         Study(
             "hidden",
@@ -325,7 +342,6 @@ STUDIES: dict[str, Study] = {
                     "fresh, canary stop": replace(FRESH, canary_stop=0.9),
                 }.items()
             },
-            seeds=(10, 11, 12),
         ),
         Study(
             "cheap",
@@ -397,7 +413,6 @@ STUDIES: dict[str, Study] = {
                 }.items()
             },
             steps=(240, 80),
-            seeds=(10, 11, 12),
         ),
     )
 }

@@ -322,8 +322,25 @@ class TestGrid:
             replace(task, arm=replace(SFT, steps=4)),
             replace(task, customer=replace(QUICK, rank=4)),
             replace(task, folders=None),
+            replace(task, onto=FULL),
+            replace(task, onto=SFT),
         ]
-        assert len({task.key, *(other.key for other in others)}) == 5
+        assert len({task.key, *(other.key for other in others)}) == 7
+
+    @pytest.mark.parametrize("onto", [SFT, FULL], ids=["adapter", "full"])
+    def test_may_begin_on_a_model_that_was_aligned_before(
+        self, onto: Arm, folders: Folders, tmp_path: Path
+    ) -> None:
+        place = self.task(folders, onto=onto).place(tmp_path)
+        before = align(folders.open(), onto, 0, tmp_path)
+        with before.merged() as model:
+            chat = weights(model)
+        base = weights(place.model())
+        assert all(torch.equal(chat[name], base[name]) for name in chat | base)
+        raw = align(folders.open(), SFT, 0, tmp_path)
+        assert align(place, SFT, 0, tmp_path).folder not in (before.folder, raw.folder)
+        cell = run_cell(self.task(folders, onto=onto), tmp_path)
+        assert cell["base_sha256"] == place.base_sha256 != folders.open().base_sha256
 
     def test_results_are_kept_and_found(self, tmp_path: Path) -> None:
         results = Results(tmp_path / "some" / "cells.jsonl")
