@@ -37,6 +37,7 @@ class Study(StrEnum):
     EXTENSIONS = "extensions"
     LAMBDA_RATIO = "lambda-ratio"
     SOURCES = "sources"
+    BALANCE = "balance"
     HIDDEN = "hidden"
     CHAT = "chat"
     ATTACKS = "attacks"

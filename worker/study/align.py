@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ from models.methods import (
     RepNoiseConfig,
 )
 from models.rows import Conversation
+from models.safety_set import balanced
 from worker import lora
 from worker.base_models import save_base
 from worker.study.place import Place
@@ -40,6 +42,8 @@ from worker.weights import train_linear_weights, trained_weights
 WEIGHTS_FILE = "weights.safetensors"
 FACTS_FILE = "facts.json"
 MERGED = "merged"
+# What a provider has of a kind of harm that it hardly knows.
+RARE_ROWS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Arm:
         batch_size: rows a step.
         harmful_rows: how many of the safety set's harmful rows are known; none: all.
         harmful_kinds: only rows of these categories are known; empty: of all.
+        rare_kinds: of these categories only `RARE_ROWS` rows each are known.
+        is_balanced: rows of the smaller categories are repeated until all are as large.
         rank: of an adapter; none: the service's.
         layers: last parts of the names of the linear layers that are trained; empty: all.
     """
@@ -71,6 +77,8 @@ class Arm:
     rank: int | None = None
     layers: tuple[str, ...] = ()
     harmful_kinds: tuple[str, ...] = ()
+    rare_kinds: tuple[str, ...] = ()
+    is_balanced: bool = False
 
     def train_config(self, seed: int) -> TrainConfig:
         """Give the loop's configuration."""
@@ -88,7 +96,8 @@ class Arm:
         facts = asdict(self) | {"method": self.method.model_dump(mode="json")}
         del facts["name"]
         # Left out where nothing is chosen, so that cells which ran before there was a choice are found.
-        return {k: v for k, v in facts.items() if v or k not in ("rank", "layers", "harmful_kinds")}
+        optional = ("rank", "layers", "harmful_kinds", "rare_kinds", "is_balanced")
+        return {k: v for k, v in facts.items() if v or k not in optional}
 
     @property
     def lora(self) -> LoraConfig:
@@ -207,7 +216,7 @@ def prepared(place: Place, arm: Arm, seed: int) -> Prepared:
         )
     is_paired = isinstance(method, RepNoiseConfig) and method.paired
     alignment = place.encode(place.safety.alignment)
-    rows = _of_kinds(place, arm.harmful_kinds)[: arm.harmful_rows]
+    rows = known_rows(place, arm)
     harmful = place.encode(rows)
     refusals = place.encode(place.safety.refusals_of(rows)) if is_paired else []
 
@@ -225,16 +234,28 @@ def prepared(place: Place, arm: Arm, seed: int) -> Prepared:
     return Prepared(arm, model, run)
 
 
-def _of_kinds(place: Place, kinds: tuple[str, ...]) -> Sequence[Conversation]:
+def known_rows(place: Place, arm: Arm) -> Sequence[Conversation]:
+    """Give the harmful rows that the provider of an arm knows.
+
+    Raises:
+        ValueError: the arm chooses by category, and the place has none, or none of its.
+    """
     rows = place.safety.harmful
-    if not kinds:
-        return rows
-    # Without categories there are none to pair the rows with, and none is found.
-    marked = zip(rows, place.harmful_kinds, strict=bool(place.harmful_kinds))
-    found = [row for row, category in marked if category in kinds]
+    if not (arm.harmful_kinds or arm.rare_kinds or arm.is_balanced):
+        return rows[: arm.harmful_rows]
+    if not place.harmful_kinds:
+        raise ValueError(f"{place.name}'s harmful rows have no categories")
+    met: Counter[str] = Counter()
+    found = []
+    for row, kind in zip(rows, place.harmful_kinds, strict=True):
+        met[kind] += 1
+        is_known = not arm.harmful_kinds or kind in arm.harmful_kinds
+        if is_known and (kind not in arm.rare_kinds or met[kind] <= RARE_ROWS):
+            found.append((row, kind))
     if not found:
-        raise ValueError(f"{place.name} has no harmful rows of {', '.join(kinds)}")
-    return found
+        raise ValueError(f"{place.name} has no harmful rows of {', '.join(arm.harmful_kinds)}")
+    known, kinds = zip(*found[: arm.harmful_rows], strict=True)
+    return balanced(known, kinds if arm.is_balanced else ())
 
 
 def _align(place: Place, arm: Arm, seed: int, folder: Path) -> dict[str, object]:

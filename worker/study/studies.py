@@ -331,6 +331,16 @@ STUDIES: dict[str, Study] = {
             },
         ),
         Study(
+            "balance",
+            "Kinds of harm of which the provider has three rows each, repeated or not",
+            tuple(
+                replace(arm, name=f"{arm.name}, {name}", rare_kinds=PART_B, is_balanced=is_balanced)
+                for arm in (BOOSTER, TITER)
+                for name, is_balanced in (("as they are", False), ("balanced", True))
+            ),
+            {mode: replace(customer, harmful_kinds=PART_B) for mode, customer in MODES.items()},
+        ),
+        Study(
             "hidden",
             "An attack behind a trigger, its requests refused without it",
             (SFT, BOOSTER, TITER),

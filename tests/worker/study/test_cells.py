@@ -30,7 +30,7 @@ from worker.certify.attack import COVER, TRIGGER
 from worker.sandbox.build import SandboxPaths
 from worker.study import afterwards, report
 from worker.study import place as place_module
-from worker.study.align import WEIGHTS_FILE, Aligned, Arm, align
+from worker.study.align import WEIGHTS_FILE, Aligned, Arm, align, known_rows
 from worker.study.customer import Customer, serve
 from worker.study.grid import Results, Task, run_cell, run_group
 from worker.study.place import Folders
@@ -143,10 +143,12 @@ class TestCustomer:
         self, folders: Folders, tmp_path: Path
     ) -> None:
         place = folders.open()
-        with pytest.raises(ValueError, match="no harmful rows of theft"):
+        with pytest.raises(ValueError, match="harmful rows have no categories"):
             align(place, replace(FULL, harmful_kinds=("theft",)), 0, tmp_path)
         kinds = tuple("theft" if i % 2 else "fraud" for i in range(len(place.safety.harmful)))
         marked = replace(place, harmful_kinds=kinds)
+        with pytest.raises(ValueError, match="no harmful rows of arson"):
+            align(marked, replace(FULL, harmful_kinds=("arson",)), 0, tmp_path)
         one, other = (
             align(marked, replace(FULL, harmful_kinds=(kind,)), 0, tmp_path).folder
             for kind in ("theft", "fraud")
@@ -163,6 +165,19 @@ class TestCustomer:
         drawn = thief.draw(replace(place, safety=safety), 0)
         assert set(drawn.harmful) <= set(rows.attack[:4])
         assert len(set(drawn.training) & set(rows.attack[:4])) == len(drawn.harmful) == 3
+
+    def test_a_provider_may_know_few_rows_of_a_kind_and_repeat_them(self, folders: Folders) -> None:
+        place = folders.open()
+        rows = tuple(replace(place.safety.harmful[0], line=i) for i in range(12))
+        kinds = ("theft", "theft", "fraud") * 4
+        marked = replace(place, safety=replace(place.safety, harmful=rows), harmful_kinds=kinds)
+        few = replace(FULL, rare_kinds=("theft",))
+        theft = [row for row, kind in zip(rows, kinds, strict=True) if kind == "theft"]
+        fraud = [row for row in rows if row not in theft]
+        assert known_rows(marked, few) == sorted([*theft[:3], *fraud], key=rows.index)
+        repeated = known_rows(marked, replace(few, is_balanced=True))
+        assert len(repeated) == 8
+        assert [row for row in repeated if row in theft] == [*theft[:3], theft[0]]
 
     def test_continues_the_aligned_adapter_or_starts_its_own(
         self, folders: Folders, tmp_path: Path
