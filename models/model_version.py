@@ -113,6 +113,12 @@ class ModelVersion(Base):
         return self.gate == Gate.RELEASED
 
     @property
+    def stopped_at_step(self) -> int | None:
+        """The last step that was made, where the canary ended training before there were as many as planned."""
+        protection = self.recipe.get("protection") or {}
+        return protection.get("stopped_at_step")
+
+    @property
     def is_adapter(self) -> bool:
         """Whether its weights are an adapter over its root, not a model of their own."""
         return "prefix" in self.source and self.source.get("form") != "weights"

@@ -79,7 +79,8 @@ def seed_canary_alarm(
     session: Session, project: Project, name: str, *, minutes_ago: float
 ) -> ModelVersion:
     """Add a job whose training the canary ended, and whose model was blocked."""
-    step = 112
+    # As far as the diary's canary falls by then.
+    step, before, after = 112, 2.61, 2.00
     job = seed_job(
         session,
         project,
@@ -93,18 +94,18 @@ def seed_canary_alarm(
     diary.tell("Job started.")
     diary.train(STEPS, step, canary_falls=True)
     diary.tell(
-        f"Training was ended at step {step} of {STEPS}: the loss on held-out harmful rows fell from 2.60 to 1.31, "
+        f"Training was ended at step {step} of {STEPS}: the loss on held-out harmful rows fell from {before:.2f} to {after:.2f}, "
         "as it does when harm is learnt. The model is measured as it is.",
         level="warn",
-        data={"stage": Stage.TRAIN, "canary_before": 2.6, "canary_loss": 1.31},
+        data={"stage": Stage.TRAIN, "canary_before": before, "canary_loss": after},
     )
-    evidence = report(88, accuracy=140)
+    evidence = report(88, accuracy=140).model_copy(update={"canary_loss": after})
     verdict = decide(evidence, PolicyRules())
     diary.evaluate(500)
     diary.decide(verdict)
     _block(job, diary, verdict)
     version = seed_version(session, job, evidence, method="booster")
-    protection = {"tuning": {"canary_stop": 0.6}, "safety_rows": 0, "stopped_at_step": step}
+    protection = {"tuning": {"canary_stop": 0.8}, "safety_rows": 0, "stopped_at_step": step}
     version.recipe = {**job.recipe, "protection": protection}
     session.flush()
     return version

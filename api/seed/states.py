@@ -206,7 +206,7 @@ class Diary:
                     "total_steps": steps,
                     "train_loss": loss,
                     "train_mean_token_accuracy": 0.97 - 0.6 * math.exp(-4 * share),
-                    "learning_rate": 2e-4,
+                    "learning_rate": self._job.recipe["train"]["learning_rate"],
                     "grad_norm": 0.8,
                     "canary_loss": canary,
                 },

@@ -221,7 +221,7 @@ def _scores_by_step(session: Session, job: Job) -> dict[int, Rate]:
     steps = {checkpoint.version_name: checkpoint.step for checkpoint in checkpoints}
     steps[job.model_id] = 0
     if version is not None and total:
-        steps[version.id] = int(total)
+        steps[version.id] = version.stopped_at_step or int(total)
     found = latest_evaluations(session, list(steps))
     return {steps[name]: found[name].parsed().harmful_score for name in found}
 

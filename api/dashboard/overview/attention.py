@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -74,19 +73,10 @@ class EndedByCanary:
     project_name: str
 
     @property
-    def step(self) -> int:
-        """The last step that was made."""
-        return int(self._recipe["protection"]["stopped_at_step"])
-
-    @property
     def steps(self) -> int | None:
         """How many there were to be."""
-        planned = self._recipe.get("train", {}).get("steps")
+        planned = self.version.recipe.get("train", {}).get("steps")
         return int(planned) if planned is not None else None
-
-    @property
-    def _recipe(self) -> dict[str, Any]:
-        return self.version.recipe
 
 
 @dataclass(frozen=True, slots=True)

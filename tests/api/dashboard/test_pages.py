@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.jobs import job_list
+from api.seed.month import seed_canary_alarm
 from api.seed.states import HOSTILE_NAME, Provider, seed_all, seed_job
 from models.base import utc_now
 from models.data_risk import DataReview
@@ -410,6 +411,19 @@ class TestCurves:
         )
         assert low < score < high
         assert None in curves["canary_loss"]
+
+    def test_the_score_of_a_model_stands_where_its_training_ended(
+        self, operator_page: TestClient, session: Session, provider: Provider
+    ) -> None:
+        ended = seed_canary_alarm(session, provider.other, "ft:sandbox-base:x", minutes_ago=9)
+        session.commit()
+        for model, end in ((ACME_MODEL, 300), (ended.id, 112)):
+            job = job_of(session, model)
+            curves = operator_page.get(f"/dashboard/jobs/{job.id}/curves.json").json()
+            assert curves["steps"][-1] == end
+            assert curves["harmful_score"][-1] is not None
+            assert curves["train_loss"][-1] is not None
+            assert curves["total_steps"] == 300
 
     def test_step_told_twice_counts_once_and_the_later_stands(
         self, operator_page: TestClient, session: Session
