@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from models.model_version import ModelVersion, VersionKind
 from models.tuning import LoxConfig, ReshapedAdapter
@@ -21,6 +20,7 @@ from worker.base_models import load_model
 from worker.leased_job import LeasedJob
 from worker.low_rank import LowRank, leading_of
 from worker.repair import Alignment, Split, alignment_of, rejoined, repaired, split
+from worker.weights import weight_change
 from worker.work import Work, Workshop, lineage, origin
 
 
@@ -111,18 +111,15 @@ class Bench:
     def _difference(self, base: ModelVersion, adapter: Mapping[str, LowRank]) -> Alignment:
         """Give what an alignment in full parameters, and an adapter on it, changed: one layer at a time."""
         # The root's weights are resident on the device; the base's stay in ordinary memory.
-        after = dict(self._shop.base(self._work.root).model.named_modules())
-        plain = load_model(self._shop.folder(base), target=torch.device("cpu"))
-        before = dict(plain.named_modules())
+        after = self._shop.base(self._work.root).model
+        before = load_model(self._shop.folder(base), target=torch.device("cpu"))
 
         def part(name: str, rank: int) -> LowRank | None:
-            ours, theirs = after.get(name), before.get(name)
-            if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
+            change = weight_change(before, after, name)
+            if change is None:
                 return None
-            weight = ours.weight.detach().float()
-            change = weight - theirs.weight.detach().to(weight)
             if name in adapter:
-                change = change + adapter[name].dense().to(weight)
+                change = change + adapter[name].dense().to(change)
             return leading_of(change, rank)
 
         return part

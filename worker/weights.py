@@ -1,4 +1,4 @@
-"""Which weights of a model a run trains, where it is not an adapter's."""
+"""The weights of a model, where they are not an adapter's: which of them a run trains, how they differ between two models."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def train_linear_weights(model: PreTrainedModel, only: Collection[str] = ()) -> 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name every tensor that training changes."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def weight_change(before: nn.Module, after: nn.Module, layer: str) -> torch.Tensor | None:
+    """Give how a linear layer's weight differs between two models, in float32 on the second one's device.
+
+    Returns:
+        `[out, in]`; none where one of them has no such layer.
+    """
+    ours, theirs = (dict(model.named_modules()).get(layer) for model in (after, before))
+    if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
+        return None
+    weight = ours.weight.detach().float()
+    return weight - theirs.weight.detach().to(weight)

@@ -6,13 +6,11 @@ The same operations as `worker.reshape` has, without jobs and storage: `worker.r
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
-import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 from models.certificate import Point
@@ -24,6 +22,7 @@ from worker.adapter_files import read_adapter, write_adapter
 from worker.low_rank import LowRank, leading_of
 from worker.repair import Alignment, alignment_of, rejoined, repaired, split
 from worker.study.align import Aligned
+from worker.weights import weight_change
 
 Measure = Callable[[PreTrainedModel], Point]
 MAX_HARMFUL_PERCENT = PolicyRules().max_harmful_score
@@ -59,7 +58,7 @@ def measured(
         start = read_adapter(aligned.folder) if is_continued else {}
         layers = {name: split(update, start.get(name)) for name, update in updates.items()}
         if repair is not None:
-            layers = repaired(layers, _alignment(aligned, start), repair)
+            layers = repaired(layers, _alignment(aligned, start, layers), repair)
         limit = max(MAX_RANK, *(update.rank for update in updates.values()))
         points = []
         for scale in scales:
@@ -76,20 +75,18 @@ def _passes(point: Point) -> bool:
     return 100 * wilson(point.harmful, point.prompts)[1] <= MAX_HARMFUL_PERCENT
 
 
-def _alignment(aligned: Aligned, adapter: Mapping[str, LowRank]) -> Alignment:
+def _alignment(
+    aligned: Aligned, adapter: Mapping[str, LowRank], layers: Iterable[str]
+) -> Alignment:
     """Give what the alignment changed, layer by layer."""
     if adapter:
         return alignment_of(adapter)
-    before = _linear_weights(aligned.place.model())
-    with aligned.merged() as model:
-        after = _linear_weights(model)
-    changed = {name: after[name] - weight for name, weight in before.items() if name in after}
-    return lambda name, rank: leading_of(changed[name], rank) if name in changed else None
+    before = aligned.place.model()
+    with aligned.merged() as after:
+        changes = {layer: weight_change(before, after, layer) for layer in layers}
 
+    def part(layer: str, rank: int) -> LowRank | None:
+        change = changes[layer]
+        return None if change is None else leading_of(change, rank)
 
-def _linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        name: module.weight.detach().float().clone()
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    return part
