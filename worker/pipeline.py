@@ -66,7 +66,7 @@ from worker.leased_job import PAUSED, LeasedJob
 from worker.measure import TunedOn, measure
 from worker.prompt_frames import find_frames
 from worker.protection import aligned_canary, record, safety_rows, settle, tell_fall
-from worker.report import ONE_KIND_OF_ATTACK, overlap_warning
+from worker.report import attack_warning, overlap_warning
 from worker.run_folder import RunFolder
 from worker.screen import screen
 from worker.screen_outcome import DataHeld
@@ -223,8 +223,8 @@ def _known(work: Work, training: list[Row]) -> TunedOn:
     """Say before anything is trained what its rows mean for the scores."""
     # The safety set's own rows were compared when it was loaded, and hide nothing.
     if work.kind == JobKind.ALIGN:
-        is_narrow = len(set(work.safety.harmful_categories)) == 1
-        return TunedOn(warnings=(ONE_KIND_OF_ATTACK,) if is_narrow else ())
+        warning = attack_warning(work.safety.harmful_categories, work.recipe.balance)
+        return TunedOn(warnings=(warning,) if warning is not None else ())
     warning = overlap_warning(work.safety.overlap(training))
     return TunedOn(
         (warning,) if warning is not None else (), find_frames(training, seed=work.result_id)

@@ -6,6 +6,7 @@ same numbers from either. Knows nothing of jobs, files or the command line.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ from models.evaluation import (
     PerplexityDrift,
     WinRate,
 )
-from models.hyperparameters import ScorerName
+from models.hyperparameters import Balance, ScorerName
 from models.judges import JudgeSpec
 from models.rate import Rate
 from models.rows import Conversation, Pair, Row
@@ -41,11 +42,8 @@ REFUSES_HARMLESS = "refuses_harmless_prompts"
 MAX_LINES_NAMED = 10
 # Tokens that a model must have left behind a prompt: to begin to do harm, or to refuse.
 ROOM_TO_ANSWER = 32
-ONE_KIND_OF_ATTACK = EvaluationWarning(
-    code="single_harmful_category",
-    message="The safety set's harmful rows are of one category alone. Protection against one kind of harm says "
-    "little about others.",
-)
+# A category with so many times fewer harmful rows than another is hardly drawn.
+UNEVEN = 5
 
 #: Told what is done, how much of it, and of how much.
 Progress = Callable[[str, int, int], None]
@@ -212,6 +210,34 @@ def _unasked_warning(frame: PromptFrame) -> EvaluationWarning:
             "that the model has no room for a test prompt in it: nothing is known of it in that wording."
         ),
     )
+
+
+def attack_warning(categories: Sequence[str], balance: Balance) -> EvaluationWarning | None:
+    """Warn of simulated attacks that know one kind of harm alone, or hardly know some.
+
+    Args:
+        categories: of the harmful rows, one for each; empty: they have none.
+        balance: by what the rows are drawn equally often.
+    """
+    counts = sorted(Counter(categories).values())
+    if len(counts) == 1:
+        return EvaluationWarning(
+            code="single_harmful_category",
+            message=(
+                "The safety set's harmful rows are of one category alone. Protection against one kind of harm says "
+                "little about others."
+            ),
+        )
+    if counts and balance != "category" and counts[0] * UNEVEN <= counts[-1]:
+        return EvaluationWarning(
+            code="uneven_harmful_categories",
+            message=(
+                f"Of the safety set's categories of harm the smallest has {counts[0]:,} harmful rows and the largest "
+                f'{counts[-1]:,}: what is rarely seen is hardly kept down. With balance "category" every category is '
+                "drawn equally often."
+            ),
+        )
+    return None
 
 
 def overlap_warning(overlap: Overlap) -> EvaluationWarning | None:

@@ -21,6 +21,7 @@ from models.base import utc_now
 from models.errors import DomainError
 from models.evaluation import Evaluation, latest_evaluation
 from models.file import File
+from models.hyperparameters import Balance
 from models.job import Job, JobEvent, JobStatus, Stage, cancel, lock_job
 from models.methods import Attacker, BoosterConfig, RepNoiseConfig
 from models.model_version import Gate, ModelVersion
@@ -174,11 +175,28 @@ class TestBalance:
         provider.run(provider.align(method=BoosterConfig(), balance="category"))
         assert given == [14, 7]
 
-    def test_one_kind_of_harm_alone_is_told(self, provider: Provider) -> None:
-        self.keep(provider, "only", "only")
-        job = provider.run(provider.align(method=BoosterConfig()))
-        told = [e.data for e in provider.events(job.id) if e.data and "warning" in e.data]
-        assert [data["warning"] for data in told].count("single_harmful_category") == 1
+    @pytest.mark.parametrize(
+        ("categories", "balance", "warned"),
+        [
+            (("only", "only"), "none", ["single_harmful_category"]),
+            (("rare", "common"), "none", ["uneven_harmful_categories"]),
+            (("rare", "common"), "category", []),
+        ],
+        ids=["one", "uneven", "balanced"],
+    )
+    def test_kinds_of_harm_that_are_hardly_known_are_told(
+        self,
+        provider: Provider,
+        categories: tuple[str, str],
+        balance: Balance,
+        warned: list[str],
+    ) -> None:
+        self.keep(provider, *categories)
+        job = provider.run(provider.align(method=BoosterConfig(), balance=balance))
+        told = [
+            e.data["warning"] for e in provider.events(job.id) if e.data and "warning" in e.data
+        ]
+        assert [code for code in told if "harmful_categor" in code] == warned
 
     def test_rows_without_categories_cannot_be_balanced_by_them(self, provider: Provider) -> None:
         job = provider.run(provider.align(method=BoosterConfig(), balance="category"))
