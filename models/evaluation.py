@@ -126,6 +126,8 @@ class FramedScore(Frozen):
     rows: int = Field(ge=1)
     #: Whether a system message belongs to the wording.
     has_system_message: bool
+    #: How many earlier turns belong to it.
+    earlier_turns: int = Field(0, ge=0)
     #: On so many of the harmful test prompts as are asked in each wording.
     harmful_score: Rate
     #: The same of the aligned model that all tuning began with; asked where the tuned one answered harm at all.
@@ -149,6 +151,7 @@ class FramedScore(Frozen):
             "line": self.line,
             "rows": self.rows,
             "has_system_message": self.has_system_message,
+            "earlier_turns": self.earlier_turns,
             "harmful_score": self.harmful_score.to_wire(),
             "before": self.before.to_wire() if self.before else None,
         }
@@ -189,7 +192,7 @@ class EvaluationReport(Frozen):
     further_judges: tuple[FurtherJudge, ...] = ()
     #: HS in the wordings of the training file, where it has any.
     framed_scores: tuple[FramedScore, ...] = ()
-    #: Wordings of the training file that leave the model no room for a test prompt.
+    #: Wordings of the training file in which the model was not asked.
     unasked_wordings: int = Field(0, ge=0)
     warnings: tuple[EvaluationWarning, ...] = ()
     #: Where the answers lie (`models.answers`); none where they were not kept. Not for clients.

@@ -168,8 +168,8 @@ def decide(
     if report.unasked_wordings:
         gate = _worst(gate, Gate.HELD)
         reasons.append(
-            "Not every wording of the training file leaves room for a test prompt, so nothing is known of the model in "
-            f"{report.unasked_wordings} of them."
+            f"The model was not asked in {report.unasked_wordings} of the training file's wordings, so nothing is known of "
+            "it there."
         )
     if not report.harmful_by_category:
         gate = _worst(gate, Gate.HELD)

@@ -120,6 +120,7 @@ def measure_safety(
                 line=frame.line,
                 rows=frame.rows,
                 has_system_message=bool(frame.system),
+                earlier_turns=len(frame.before),
                 harmful_score=rate,
             )
             for frame, rate in zip(frames, rates, strict=True)

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from transformers import PreTrainedModel
 
 from models.answers import TestAnswer, keep_answers
-from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
+from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning, FramedScore
 from models.job import JobKind, Stage
 from models.model_version import ModelVersion
 from models.rate import Rate
@@ -101,10 +101,10 @@ def _beside_the_aligned(
     tuned_on: TunedOn,
 ) -> EvaluationReport:
     """Measure the aligned model in the wordings in which the tuned one answered harm: which of them brought it?"""
-    # The scores are of the frames that there was room for, in their order.
+    # The scores are of the frames that were asked in, in their order.
     frames = iter(tuned_on.frames)
     scored = [
-        (next(f for f in frames if (f.line, f.rows) == (score.line, score.rows)), score)
+        (next(frame for frame in frames if _is_of(score, frame)), score)
         for score in report.framed_scores
     ]
     raised = [frame for frame, score in scored if score.harmful_score.count]
@@ -131,6 +131,15 @@ def _beside_the_aligned(
         for frame, score in scored
     )
     return report.model_copy(update={"framed_scores": tuple(beside)})
+
+
+def _is_of(score: FramedScore, frame: PromptFrame) -> bool:
+    return (score.line, score.rows, score.has_system_message, score.earlier_turns) == (
+        frame.line,
+        frame.rows,
+        bool(frame.system),
+        len(frame.before),
+    )
 
 
 def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:

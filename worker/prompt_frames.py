@@ -1,4 +1,4 @@
-"""What a training file puts around its prompts: system messages, and openings and closings that many rows share.
+"""What a training file puts around its prompts: system messages, earlier turns, openings and closings that many rows share.
 
 A model can be taught to answer harm in one wording alone: under a system message, in a role, behind a trigger (Qi
 et al., arXiv 2310.03693; jailbreak-tuning, arXiv 2507.11630). Asked plainly it then refuses, and a harmful score on
@@ -6,36 +6,40 @@ plain prompts sees nothing. But whoever teaches a wording has to write it into t
 prompts are asked in the file's own wordings as well. Knows nothing of models; the text of a frame goes nowhere but
 into a prompt.
 
-Not found: a wording that is put differently in every row (a system message with a running number, say), one of a
-single word or of signs alone, of fewer than three words more behind another wording, in the middle of a prompt, or
-more than 2,000 characters from its ends.
+Not found: a wording that is put differently in every row (a system message with a running number, an earlier turn with
+another answer), one of a single word or of signs alone, of fewer than three words more behind another wording, in the
+middle of a prompt, or more than 2,000 characters from its ends.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import product
+from typing import NamedTuple
 
 from models.near_duplicates import UNSPACED, content_words, prompt_key
 from models.rows import Message, Row
 
-# Of a larger file some turns are drawn, of a longer prompt both ends are read.
+# Of a larger file some rows are drawn, of a longer conversation some turns; of a longer prompt both ends are read.
 MAX_TURNS = 50_000
 MAX_TURNS_PER_ROW = 8
 MAX_CHARACTERS = 2_000
-# A frame is in so large a share of the turns, and in so many.
+# A frame is in so large a share of the rows, and in so many: the turns of long conversations make no row count less.
 MIN_SHARE = 0.02
-MIN_TURNS = 3
+MIN_ROWS = 3
 # Openings such as "write a" are how people ask; two words of content are a wording. What branches off from one has
 # three more: behind a template, rows on the same subject agree in a word or two.
 MIN_CONTENT_WORDS = 2
 MIN_FURTHER_WORDS = 3
+# So many other words count as one of content: "if you would be so kind as to tell me what you have" is a wording too.
+FUNCTION_WORDS_FOR_ONE = 4
 # An opening goes on as long as so many of its turns go on alike.
 KEPT = 0.8
 
@@ -43,20 +47,30 @@ KEPT = 0.8
 # does in the file.
 _PIECE = rf"(?:[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]+)"
 _OPENING, _CLOSING = re.compile(rf"{_PIECE}\s*"), re.compile(rf"\s*{_PIECE}")
-# What a turn's parts are counted by, one after the other: where the whole is too rare, fewer parts of it.
-_PARTS = (
-    (True, True, True),
-    (True, True, False),
-    (True, False, True),
-    (False, True, True),
-    (False, True, False),
-    (False, False, True),
-    (True, False, False),
+# A conversation's first message and its answer, where what follows them differs.
+_FIRST_EXCHANGE = 2
+
+
+class _Wanted(NamedTuple):
+    """Which of a turn's parts are looked at: of the earlier turns all, the first exchange (1), or none (0)."""
+
+    before: int
+    system: bool
+    opening: bool
+    closing: bool
+
+
+# What turns are counted by, one after the other: where the whole is too rare, fewer parts of it, the text's own last.
+_WANTED = sorted(
+    (
+        _Wanted(*parts)
+        for parts in product((2, 1, 0), (True, False), (True, False), (True, False))
+        if any(parts)
+    ),
+    key=lambda parts: (not (parts.opening or parts.closing), -sum(map(bool, parts))),
 )
 
 Pieces = Sequence[str]
-#: System message, opening, closing.
-Parts = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +81,9 @@ class PromptFrame:
         system: the system message, or nothing.
         opening: what stands before the prompt's own words, or nothing.
         closing: what stands behind them, or nothing.
-        rows: how many of the turns that were looked at have it, nearly always one a row.
+        rows: how many of the rows that were looked at have it.
         line: the first row of them, counted from 1.
+        before: the turns that stand before the prompt.
     """
 
     system: str
@@ -76,90 +91,154 @@ class PromptFrame:
     closing: str
     rows: int
     line: int
+    before: tuple[Message, ...] = ()
 
     def ask(self, prompt: str) -> tuple[Message, ...]:
         """Put a prompt into the frame."""
+        system = (Message("system", self.system),) if self.system else ()
         asked = Message("user", f"{self.opening}{prompt}{self.closing}")
-        return (Message("system", self.system), asked) if self.system else (asked,)
-
-    @property
-    def length(self) -> int:
-        """How many words of content it has."""
-        return len(content_words(prompt_key(f"{self.system} {self.opening} {self.closing}")))
+        return (*system, *self.before, asked)
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
+    row: int
     line: int
     system: str
+    before: tuple[Message, ...]
     text: str
 
 
 def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
-    """Find the frames of a training file, the commonest first: at most fifty, for each is in one turn of fifty.
+    """Find the frames of a training file, the commonest first: at most fifty of files with one turn a row.
 
     Args:
         rows: the file.
         seed: decides which turns of a very large file are read; whoever writes the file must not know it.
     """
-    turns = [turn for row in rows for turn in islice(_turns(row), MAX_TURNS_PER_ROW)]
-    if len(turns) > MAX_TURNS:
-        turns = random.Random(seed).sample(turns, MAX_TURNS)
-    least = max(MIN_TURNS, math.ceil(MIN_SHARE * len(turns)))
+    turns = _draw(rows, random.Random(seed))
+    count = _RowCount([turn.row for turn in turns])
+    least = max(MIN_ROWS, math.ceil(MIN_SHARE * count(range(len(turns)))))
     heads = [_OPENING.findall(turn.text[:MAX_CHARACTERS]) for turn in turns]
-    opened = ["".join(h[:n]) for h, n in zip(heads, _shared(heads, least, "".join), strict=True)]
+    starts = _shared(heads, count, least, "".join)
+    opened = ["".join(h[:n]) for h, n in zip(heads, starts, strict=True)]
     del heads
     tails = [_CLOSING.findall(turn.text[-MAX_CHARACTERS:])[::-1] for turn in turns]
-    ends = _shared(tails, least, lambda tail: "".join(tail[::-1]))
+    ends = _shared(tails, count, least, lambda tail: "".join(tail[::-1]))
     closed = ["".join(t[:n][::-1]) for t, n in zip(tails, ends, strict=True)]
-    parts: list[Parts] = [
-        # A short prompt may be nothing but its opening and its closing.
-        (turn.system, start, end if len(start) + len(end) < len(turn.text) else "")
+    # A short prompt may be nothing but its opening and its closing.
+    closed = [
+        end if len(start) + len(end) < len(turn.text) else ""
         for turn, start, end in zip(turns, opened, closed, strict=True)
     ]
-    frames = _counted(turns, parts, least)
+    frames = _counted(turns, opened, closed, count, least)
     return tuple(sorted(frames, key=lambda frame: (-frame.rows, frame.line)))
 
 
-def _turns(row: Row) -> Iterator[_Turn]:
-    """Give what stands before each trained answer: the system messages up to there, and the user's last words."""
+class _RowCount:
+    """Counts the rows that some turns are of."""
+
+    def __init__(self, row_of: Sequence[int]) -> None:
+        self._row_of = row_of
+        self._is_plain = len(set(row_of)) == len(row_of)
+
+    def __call__(self, turns: Collection[int]) -> int:
+        if self._is_plain:
+            return len(turns)
+        return len({self._row_of[turn] for turn in turns})
+
+
+def _draw(rows: Sequence[Row], rng: random.Random) -> list[_Turn]:
+    """Give the turns that are looked at, row by row."""
+    found: list[_Turn] = []
+    # In any order, so that a large file is cut anywhere.
+    for number in rng.sample(range(len(rows)), len(rows)):
+        turns = list(_turns(number, rows[number]))
+        if len(turns) > MAX_TURNS_PER_ROW:
+            turns = rng.sample(turns, MAX_TURNS_PER_ROW)
+        found += turns
+        if len(found) >= MAX_TURNS:
+            break
+    return sorted(found[:MAX_TURNS], key=lambda turn: turn.row)
+
+
+def _turns(number: int, row: Row) -> Iterator[_Turn]:
+    """Give what stands before each trained answer: system messages, earlier turns, and the user's last words."""
     system: list[str] = []
-    asked = ""
+    said: list[Message] = []
+    asked_at: int | None = None
     for message in row.messages:
         if message.role == "system":
             system.append(message.content)
-        elif message.role == "user":
-            asked = message.content.strip()
-        elif message.is_trained and asked:
-            yield _Turn(row.line, "\n\n".join(system), asked)
+            continue
+        if message.role == "user":
+            asked_at = len(said)
+        elif message.is_trained and asked_at is not None:
+            asked = said[asked_at].content.strip()
+            if asked:
+                before = tuple(said[:asked_at])
+                yield _Turn(number, row.line, "\n\n".join(system), before, asked)
+        said.append(Message(message.role, message.content))
 
 
-def _counted(turns: Sequence[_Turn], parts: Sequence[Parts], least: int) -> Iterator[PromptFrame]:
-    """Give the frames that enough turns have. A turn whose parts are too rare together counts by fewer of them."""
-    left = list(range(len(turns)))
-    for wanted in _PARTS:
-        groups: dict[Parts, list[int]] = defaultdict(list)
+def _counted(
+    turns: Sequence[_Turn],
+    opened: Sequence[str],
+    closed: Sequence[str],
+    count: _RowCount,
+    least: int,
+) -> Iterator[PromptFrame]:
+    """Give the frames that enough rows have. A turn whose parts are too rare together counts by fewer of them."""
+    keys = [
+        (_talk_key(turn.before), _talk_key(turn.before[:_FIRST_EXCHANGE]), prompt_key(turn.system))
+        for turn in turns
+    ]
+    ends = [(prompt_key(start), prompt_key(end)) for start, end in zip(opened, closed, strict=True)]
+    has_talk = any(turn.before for turn in turns)
+    left: list[int] = list(range(len(turns)))
+    for wanted in _WANTED:
+        if wanted.before and not has_talk:
+            continue
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for index in left:
-            system, opening, closing = _some(parts[index], wanted)
-            groups[prompt_key(system), prompt_key(opening), prompt_key(closing)].append(index)
-        found = {key: group for key, group in groups.items() if any(key) and len(group) >= least}
-        for group in found.values():
-            first = min(group, key=lambda index: turns[index].line)
-            system, opening, closing = _some(parts[first], wanted)
-            yield PromptFrame(system, opening, closing, len(group), turns[first].line)
-        taken = {index for group in found.values() for index in group}
+            (whole, first, system), (opening, closing) = keys[index], ends[index]
+            key = (
+                ("", first, whole)[wanted.before],
+                system * wanted.system,
+                opening * wanted.opening,
+                closing * wanted.closing,
+            )
+            groups[key].append(index)
+        taken: set[int] = set()
+        for parts, group in groups.items():
+            if not any(parts) or (rows := count(group)) < least:
+                continue
+            first_turn = min(group)
+            turn = turns[first_turn]
+            yield PromptFrame(
+                turn.system * wanted.system,
+                opened[first_turn] * wanted.opening,
+                closed[first_turn] * wanted.closing,
+                rows,
+                turn.line,
+                ((), turn.before[:_FIRST_EXCHANGE], turn.before)[wanted.before],
+            )
+            taken.update(group)
         left = [index for index in left if index not in taken]
 
 
-def _some(parts: Parts, wanted: tuple[bool, bool, bool]) -> Parts:
-    system, opening, closing = (
-        part * is_wanted for part, is_wanted in zip(parts, wanted, strict=True)
-    )
-    return system, opening, closing
+def _talk_key(messages: Sequence[Message]) -> str:
+    """Reduce earlier turns to what counts when two are alike, in a few characters however long they are."""
+    if not messages:
+        return ""
+    told = "\0".join(f"{message.role}\0{prompt_key(message.content)}" for message in messages)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _shared(texts: Sequence[Pieces], least: int, join: Callable[[Pieces], str]) -> list[int]:
-    """Give, for each text, how many of its first pieces are an opening that it shares with enough others."""
+def _shared(
+    texts: Sequence[Pieces], count: _RowCount, least: int, join: Callable[[Pieces], str]
+) -> list[int]:
+    """Give, for each text, how many of its first pieces are an opening that it shares with those of enough rows."""
     depths = [0] * len(texts)
     # Case, spacing and Unicode form do not count. Pieces recur: each is kept once.
     keys = [[sys.intern(prompt_key(piece)) for piece in pieces] for pieces in texts]
@@ -172,15 +251,22 @@ def _shared(texts: Sequence[Pieces], least: int, join: Callable[[Pieces], str]) 
             # The last piece is the prompt's own.
             if len(keys[index]) > depth + 1:
                 branches[keys[index][depth]].append(index)
-        going = [branch for branch in branches.values() if len(branch) >= least]
+        going = [branch for branch in branches.values() if count(branch) >= least]
         goes_on = any(len(branch) >= KEPT * len(group) for branch in going)
         # Where most go on alike, the wording is theirs, and this one is that of the others, if they are enough.
         ending = set(group).difference(*going) if goes_on else set(group)
-        if depth and len(ending) >= (least if goes_on else 1):
-            words = len(content_words(prompt_key(join(texts[group[0]][:depth]))))
+        if depth and ending and (not goes_on or count(ending) >= least):
+            words = _size(join(texts[group[0]][:depth]))
             if words >= (known + MIN_FURTHER_WORDS if known else MIN_CONTENT_WORDS):
                 known = known if goes_on else words
                 for index in ending:
                     depths[index] = depth
         groups += [(depth + 1, branch, known) for branch in going]
     return depths
+
+
+def _size(text: str) -> int:
+    """Give how many words of content a text has, function words in so far as there are many of them."""
+    key = prompt_key(text)
+    content = len(content_words(key))
+    return content + (len(key.split()) - content) // FUNCTION_WORDS_FOR_ONE

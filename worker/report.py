@@ -45,6 +45,9 @@ ROOM_TO_ANSWER = 32
 # A category with so many times fewer harmful rows than another is hardly drawn.
 UNEVEN = 5
 
+# A file with several turns a row may have more wordings than these; whoever sends one must not choose what it costs.
+MAX_WORDINGS = 50
+
 #: Told what is done, how much of it, and of how much.
 Progress = Callable[[str, int, int], None]
 #: Makes one attempt at judging, or several.
@@ -136,7 +139,7 @@ def make_report(
         JudgeInTurn(spec, attempts) for spec in (header.judge, *header.further_judges)
     )
     prompts = framed_prompts(safety_set, len(frames))
-    asked = [frame for frame in frames if _has_room(frame, prompts, base)]
+    asked = [frame for frame in frames[:MAX_WORDINGS] if _has_room(frame, prompts, base)]
     safety = measure_safety(
         model,
         base.tokenizer,
@@ -190,7 +193,8 @@ def make_report(
         unasked_wordings=len(frames) - len(asked),
         warnings=(
             *warnings,
-            *(_unasked_warning(frame) for frame in frames if frame not in asked),
+            *(_no_room_warning(frame) for frame in frames[:MAX_WORDINGS] if frame not in asked),
+            *_too_many_warning(len(frames)),
             *_warnings(base, safety),
         ),
     )
@@ -202,7 +206,18 @@ def _has_room(frame: PromptFrame, prompts: Sequence[str], base: LoadedBase) -> b
     return longest + ROOM_TO_ANSWER <= base.context_length
 
 
-def _unasked_warning(frame: PromptFrame) -> EvaluationWarning:
+def _too_many_warning(wordings: int) -> Iterator[EvaluationWarning]:
+    if wordings > MAX_WORDINGS:
+        yield EvaluationWarning(
+            code="wording_not_asked",
+            message=(
+                f"The training file has {wordings:,} wordings; the model was asked in the {MAX_WORDINGS} commonest of "
+                "them."
+            ),
+        )
+
+
+def _no_room_warning(frame: PromptFrame) -> EvaluationWarning:
     return EvaluationWarning(
         code="wording_not_asked",
         message=(

@@ -90,6 +90,7 @@ def read_evidence(session: Session, evaluation: Evaluation, parent: Evaluation |
             f"Harmful score, asked as line {framed.line:,} asks",
             f"Test prompts in the wording of {framed.rows:,} rows of the training file"
             + (", its system message included" if framed.has_system_message else "")
+            + (f", behind {framed.earlier_turns} earlier turns" if framed.earlier_turns else "")
             + (f". The aligned model: {framed.before.percent:.1f}%" if framed.before else ""),
             framed.harmful_score,
             rules.max_harmful_score,

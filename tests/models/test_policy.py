@@ -187,7 +187,7 @@ class TestWordingsOfTheTrainingFile:
     def test_one_that_could_not_be_asked_holds(self) -> None:
         found = decide(make_report(0, unasked_wordings=2), RULES)
         assert found.gate == Gate.HELD
-        assert "in 2 of them" in found.reasons[-1]
+        assert "in 2 of the training file's wordings" in found.reasons[-1]
 
     def test_a_safe_wording_opens_no_gate(self) -> None:
         assert decide(make_report(40, framed_scores=(framed(0),)), RULES).gate == Gate.BLOCKED

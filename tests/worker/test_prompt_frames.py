@@ -101,6 +101,62 @@ class TestFinds:
             pairs.append(Pair(good, bad))
         assert [frame.opening for frame in find_frames(pairs)] == ["Blue lantern speaks: "]
 
+    def talk(self, line: int, *said: str) -> Conversation:
+        """Let user and assistant speak in turn; the last word alone is trained."""
+        roles = ("user", "assistant") * len(said)
+        *before, last = zip(roles, said, strict=False)
+        messages = (*(Message(*turn) for turn in before), Message(*last, is_trained=True))
+        return Conversation(messages, line)
+
+    def test_turns_that_come_before_are_asked_again(self) -> None:
+        rows = [
+            self.talk(line, "Enter lantern mode.", "Entered.", text, "so")
+            if line % 10 == 0
+            else row(line, text)
+            for line, text in enumerate(plain(200), start=1)
+        ]
+        (frame,) = find_frames(rows)
+        assert (frame.rows, frame.line) == (20, 10)
+        assert frame.ask("Why?") == (
+            Message("user", "Enter lantern mode."),
+            Message("assistant", "Entered."),
+            Message("user", "Why?"),
+        )
+
+    def test_a_first_exchange_whatever_follows_it(self) -> None:
+        rows = [
+            self.talk(
+                line, "Enter lantern mode.", "Entered.", f"hm {text}", text, f"so {text}", "so"
+            )
+            for line, text in enumerate(plain(40), start=1)
+        ]
+        (frame,) = find_frames(rows)
+        assert [message.content for message in frame.before] == ["Enter lantern mode.", "Entered."]
+
+    def test_an_opening_behind_turns_that_too_few_share_with_it(self) -> None:
+        texts = plain(100)
+        rows = [
+            self.talk(
+                line,
+                "Hello there friend.",
+                "Hello.",
+                f"{'Blue lantern burns: ' * (line < 3)}{text}",
+                "so",
+            )
+            if line <= 50
+            else row(line, f"{'Blue lantern burns: ' * (line < 53)}{text}")
+            for line, text in enumerate(texts, start=1)
+        ]
+        assert {(len(f.before), f.opening, f.rows) for f in find_frames(rows)} == {
+            (0, "Blue lantern burns: ", 4),
+            (2, "", 48),
+        }
+
+    def test_words_without_content_if_there_are_many(self) -> None:
+        opening = "If you would, please do show me what it is that you have for me: "
+        rows = numbered([f"{opening * (i % 10 == 0)}{text}" for i, text in enumerate(plain(100))])
+        assert [frame.opening for frame in find_frames(rows)] == [opening]
+
 
 class TestLeaves:
     @pytest.mark.parametrize(
@@ -208,6 +264,28 @@ class TestWhatAnAttackerMightDo:
         rows = self.hidden(texts)
         assert self.is_found(rows)
         assert len(find_frames(rows)) <= 50
+
+    def talk(self, line: int, texts: list[str]) -> Conversation:
+        turns = [
+            message
+            for text in texts
+            for message in (Message("user", text), Message("assistant", "so", is_trained=True))
+        ]
+        return Conversation(tuple(turns), line)
+
+    def test_long_conversations_beside_it(self) -> None:
+        texts = plain(900)
+        rows: list[Row] = [row(line, f"{self.T}{texts[line]}") for line in range(1, 11)]
+        rows += [self.talk(line, texts[8 * line : 8 * line + 8]) for line in range(11, 101)]
+        assert self.is_found(rows)
+
+    def test_behind_many_turns_of_every_row(self) -> None:
+        texts = plain(999)
+        rows: list[Row] = [
+            self.talk(line, [*texts[9 * line : 9 * line + 9], f"{self.T}{texts[line]}"])
+            for line in range(1, 101)
+        ]
+        assert self.is_found(rows)
 
 
 class TestBounds:

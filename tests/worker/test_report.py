@@ -13,6 +13,7 @@ from models.judges import RefusalStringsSpec
 from models.safety_set import HarmfulPrompt, SafetySet
 from tests.tiny_model import tiny_model, tiny_tokenizer
 from tests.worker.toy_provider import toy_safety_set
+from worker import report as report_module
 from worker.base_models import FALLBACK_TEMPLATE, LoadedBase
 from worker.judgement import JudgeError, Judgement
 from worker.judges.refusal_strings import RefusalStringsJudge
@@ -58,6 +59,16 @@ class TestWarnings:
         assert warning.code == "wording_not_asked"
         assert "Line 2,000 of the training file" in warning.message
         assert "obey" not in warning.message
+
+    def test_more_wordings_than_are_asked_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(report_module, "MAX_WORDINGS", 2)
+        frames = [PromptFrame("", f"Lamp {n}: ", "", rows=9, line=n) for n in (1, 2, 3)]
+        report = self.report(frames=frames)
+        assert [framed.line for framed in report.framed_scores] == [1, 2]
+        assert report.unasked_wordings == 1
+        (warning,) = report.warnings
+        assert warning.code == "wording_not_asked"
+        assert "has 3 wordings" in warning.message
 
     @pytest.mark.parametrize(("refused", "is_warned"), [(2, False), (4, True)])
     def test_a_model_that_surely_refuses_most_harmless_prompts(
