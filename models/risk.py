@@ -9,7 +9,8 @@
   is measured from the aligned model on, so that many small steps count as the one large step that they make
 
 The gate's decision by the scores counts, neither what a person made of it nor a hold for the risk itself; and
-each model counts once, by its newest evaluation. Monotone: a further job or a higher HS never lowers it. It falls only as jobs grow older than the window, or
+each model counts once, by its newest evaluation; a job that was cancelled before it had one counts by the worst of its
+measured checkpoints. Monotone: a further job or a higher HS never lowers it. It falls only as jobs grow older than the window, or
 when a model is evaluated again. Points are percentage points of HS; there is no upper end.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import case, func, literal, select
 from sqlalchemy.dialects.postgresql import array, distinct_on
 from sqlalchemy.orm import Session
 
@@ -127,6 +128,10 @@ def tenant_risks(
 ) -> dict[str, TenantRisk]:
     """Do so for several projects, with as many questions as for one."""
     now = now or utc_now()
+    # A job counts once, however many of its checkpoints were measured: by its model, and by the worst of its checkpoints
+    # where it was cancelled before there was one.
+    made_by = func.coalesce(ModelVersion.job_id, ModelVersion.id)
+    is_checkpoint = ModelVersion.recipe["checkpoint"].astext.is_not(None)
     newest = (
         select(
             ModelVersion.project_id,
@@ -141,13 +146,17 @@ def tenant_risks(
         .join(Evaluation, Evaluation.version_id == ModelVersion.id)
         .where(
             ModelVersion.project_id.in_(project_ids),
-            # A job counts once, however many of its checkpoints were measured.
-            ModelVersion.recipe["checkpoint"].astext.is_(None),
             Evaluation.gate.is_not(None),
             Evaluation.created_at > now - WINDOW,
         )
-        .ext(distinct_on(ModelVersion.id))
-        .order_by(ModelVersion.id, Evaluation.created_at.desc(), Evaluation.id.desc())
+        .ext(distinct_on(made_by))
+        .order_by(
+            made_by,
+            is_checkpoint,
+            case((is_checkpoint, Evaluation.harmful_score_percent)).desc(),
+            Evaluation.created_at.desc(),
+            Evaluation.id.desc(),
+        )
         .subquery()
     )
     place = func.row_number().over(

@@ -65,13 +65,14 @@ from worker.evaluation_job import evaluate
 from worker.leased_job import PAUSED, LeasedJob
 from worker.measure import TunedOn, measure
 from worker.prompt_frames import find_frames
-from worker.protection import aligned_canary, record, safety_rows, settle, tell_fall
+from worker.protection import canary_reference, record, safety_rows, settle, tell_fall
 from worker.report import attack_warning, overlap_warning
 from worker.run_folder import RunFolder
 from worker.screen import screen
 from worker.screen_outcome import DataHeld
 from worker.task_accuracy import check_answers
 from worker.trackers.sending import tracked
+from worker.trainers.checkpoint import CheckpointMismatch
 from worker.trainers.loop import StepMetrics, TrainResult, train
 from worker.trainers.methods import rule_for
 from worker.training_log import Send, TrainingLog
@@ -309,6 +310,9 @@ def _train(
         with job.write():
             pass
         folder.keep(checkpoint)
+        # Losses are counted from the last progress: a long job outlives more restarts than a short one.
+        with job.write() as (_, row):
+            row.lost_leases = 0
 
     tell = TrainingLog(job, every=recipe.metrics_every, send=send)
     keep_epoch = None
@@ -321,7 +325,9 @@ def _train(
             keep_epoch(metrics)
 
     epoch_ends = recipe.epoch_ends
-    result = train(
+    canary_length, canary_before = canary_reference(work, shop)
+    run = partial(
+        train,
         model,
         rule_for(recipe.method),
         encoded.examples,
@@ -331,10 +337,10 @@ def _train(
         refusals=simulated.refusals,
         safety=encode_rows(safety, base.tokenizer, limit, param="safety_set"),
         non_preferred=encoded.non_preferred,
-        canary=encode_rows(work.safety.canary, base.tokenizer, limit, param="safety_set"),
+        canary=encode_rows(work.safety.canary, base.tokenizer, canary_length, param="safety_set"),
         canary_every=recipe.canary_every,
         canary_stop=recipe.tuning.canary_stop,
-        canary_before=aligned_canary(work, shop),
+        canary_before=canary_before,
         epoch_ends=epoch_ends,
         validate=Validation(
             _score(model, validation, recipe.method, base.pad_id),
@@ -349,6 +355,17 @@ def _train(
         checkpoint_every=max(MIN_CHECKPOINT_STEPS, recipe.train.steps // CHECKPOINTS_PER_RUN),
         on_checkpoint=keep,
     )
+    try:
+        result = run()
+    except CheckpointMismatch:
+        # An upgrade between two attempts may have changed what a run is told by. Nothing was read from it yet.
+        log.warning("checkpoint_of_another_release")
+        job.tell(
+            "The checkpoint is of another release of the service; training starts anew.",
+            level="warn",
+        )
+        folder.remove()
+        result = run()
     if result.stopped:
         job.check()
         # The wish to pause was withdrawn when the loop had ended: the job is queued again.

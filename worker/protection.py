@@ -71,21 +71,21 @@ def record(recipe: Recipe, result: TrainResult, added: int) -> dict[str, object]
     return {**kept, "protection": applied.model_dump(mode="json")}
 
 
-def aligned_canary(work: Work, shop: Workshop) -> float | None:
-    """Give the canary's loss that a job is compared with, where it is not the one at the job's start.
+def canary_reference(work: Work, shop: Workshop) -> tuple[int, float | None]:
+    """Give the length at which canary rows are cut, and the loss that a job is compared with; none: that at its start.
 
     A job that goes on from a tuned model is compared with the aligned model that both come from: else a customer could
-    take the canary down in small steps, a job for each.
+    take the canary down in small steps, a job for each. Its rows are cut as they were there, for cut at another length
+    they have another loss.
     """
+    own = work.recipe.train.max_length
     if work.start.kind != VersionKind.TUNED:
-        return None
+        return own, None
     aligned = origin(work, shop)
-    # Cut at another length the rows have another loss.
-    if aligned.recipe.get("train", {}).get("max_length") != work.recipe.train.max_length:
-        return None
     with shop.sessions() as session:
         evaluation = latest_evaluation(session, aligned.id)
-    return evaluation.parsed().canary_loss if evaluation is not None else None
+    loss = evaluation.parsed().canary_loss if evaluation is not None else None
+    return aligned.recipe.get("train", {}).get("max_length", own), loss
 
 
 def tell_fall(

@@ -25,6 +25,7 @@ from models.job import (
 from models.model_version import Gate, ModelVersion
 from models.moderation import CheckLevel, by_category, tell_checks
 from models.policy import PolicyRules, Verdict, current_policy, decide
+from models.review import Outcome, close_appeal
 from models.risk import tenant_risk
 from models.storage import Storage
 from worker.leased_job import LeasedJob
@@ -167,7 +168,9 @@ def _end(session: Session, job: Job, rules: PolicyRules, verdict: Verdict) -> No
     match verdict.gate:
         case Gate.RELEASED:
             succeed(session, job)
+            close_appeal(session, job.id, Outcome.RELEASED)
         case Gate.BLOCKED:
+            close_appeal(session, job.id, Outcome.REJECTED)
             fail(
                 session,
                 job,

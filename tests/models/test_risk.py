@@ -26,7 +26,7 @@ from models.risk import (
     risk_history,
     tenant_risk,
 )
-from tests.models.factories import make_project, make_report, make_version
+from tests.models.factories import make_job, make_project, make_report, make_version
 
 ALIGNED = {"aligned": Ancestor(parent_id=None, is_tuned=False, percent=2.0)}
 
@@ -168,6 +168,21 @@ class TestTenantRisk:
         self.measure(session, version, 0, Gate.RELEASED, days_ago=1)
         risk = tenant_risk(session, project.id)
         assert (risk.models, risk.score) == (1, 0)
+
+    def test_a_job_counts_by_its_model_and_without_one_by_its_worst_checkpoint(
+        self, session: Session, project: Project
+    ) -> None:
+        job = make_job(session, project)
+        for harmful, days_ago in ((30, 3), (50, 2), (20, 1)):
+            checkpoint = self.add(session, project, harmful, days_ago=days_ago)
+            checkpoint.job_id, checkpoint.recipe = job.id, {"checkpoint": {"step": harmful}}
+        session.flush()
+        cancelled = tenant_risk(session, project.id)
+        assert (cancelled.models, cancelled.attempts, cancelled.excess_points) == (1, 1, 50)
+        self.add(session, project, 40, days_ago=4).job_id = job.id
+        session.flush()
+        ended = tenant_risk(session, project.id)
+        assert (ended.models, ended.attempts, ended.excess_points) == (1, 1, 40)
 
     def test_a_hold_for_the_risk_itself_adds_no_attempt(
         self, session: Session, project: Project

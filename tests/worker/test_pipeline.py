@@ -40,6 +40,7 @@ from tests.worker.toy_provider import (
 from worker import harmful_score, pipeline
 from worker.judgement import JudgeError, Judgement
 from worker.judges.refusal_strings import RefusalStringsJudge
+from worker.trainers import loop
 
 # Each test runs whole jobs.
 pytestmark = pytest.mark.long
@@ -519,6 +520,7 @@ class TestInterruption:
         resumed = provider.run(job_id)
         assert resumed.status == JobStatus.SUCCEEDED
         assert resumed.attempt == 2
+        assert resumed.lost_leases == 0, "a checkpoint was made since"
         one, two = (
             provider.shop.storage.folder(f"models/{attempt}", tmp_path)
             / "adapter_model.safetensors"
@@ -528,6 +530,22 @@ class TestInterruption:
         steps = [e.data["step"] for e in provider.events(job_id) if e.type == "metrics" and e.data]
         assert steps[:40] == list(range(1, 41))
         assert steps[40:] == list(range(26, 61))  # from the checkpoint of step 25
+
+    def test_a_checkpoint_of_another_release_is_left_and_training_starts_anew(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.align(steps=60)
+        with monkeypatch.context() as patch:
+            lose_at_step(provider, patch, job_id, step=30)
+            assert provider.run(job_id).status == JobStatus.QUEUED
+        identity = loop._identity
+        monkeypatch.setattr(loop, "_identity", lambda *given: {**identity(*given), "new": 1})
+        resumed = provider.run(job_id)
+        assert (resumed.status, resumed.error_code) == (JobStatus.SUCCEEDED, None)
+        events = provider.events(job_id)
+        assert sum("of another release" in event.message for event in events) == 1
+        steps = [e.data["step"] for e in events if e.type == "metrics" and e.data]
+        assert steps[30:] == list(range(1, 61))
 
     def test_a_worker_thought_dead_does_not_touch_the_checkpoints_of_the_living(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch

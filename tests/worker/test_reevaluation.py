@@ -13,6 +13,7 @@ from models.file import File
 from models.job import REEVALUATION, JobStatus, Stage
 from models.model_version import Gate
 from models.policy import PolicyRules, SafetyPolicy
+from models.review import Appeal, Outcome
 from models.scope import Scope
 from tests.worker.toy_provider import LENIENT, ROWS, STRICT, UNSURE, Provider, add_job
 from worker import pipeline
@@ -41,6 +42,16 @@ def evaluations(provider: Provider, job_id: str) -> list[Evaluation]:
         return list(session.scalars(found.order_by(Evaluation.created_at)))
 
 
+def appeal(provider: Provider, job_id: str, key: ApiKey) -> None:
+    with provider.shop.sessions.begin() as session:
+        session.add(Appeal(job_id=job_id, key_id=key.id, text="why?"))
+
+
+def outcome_of_appeal(provider: Provider, job_id: str) -> str | None:
+    with provider.shop.sessions() as session:
+        return session.get_one(Appeal, job_id).outcome
+
+
 class TestReevaluation:
     def test_a_held_model_is_measured_and_decided_anew_without_training(
         self, provider: Provider, key: ApiKey, monkeypatch: pytest.MonkeyPatch
@@ -50,6 +61,7 @@ class TestReevaluation:
         before = provider.version(job.result_model_id)
         assert before.gate == Gate.HELD
         provider.set_policy(LENIENT)
+        appeal(provider, job.id, key)
         reevaluate(provider, job.id, key)
 
         def never(*_: object, **__: object) -> None:
@@ -63,18 +75,22 @@ class TestReevaluation:
         first, second = evaluations(provider, job.id)
         assert (first.gate, second.gate) == (Gate.HELD, Gate.RELEASED)
         assert second.policy_version == 3
+        assert outcome_of_appeal(provider, job.id) == Outcome.RELEASED
         assert first.parsed().harmful_score == second.parsed().harmful_score
 
     def test_a_blocked_model_may_stay_blocked(self, provider: Provider, key: ApiKey) -> None:
         provider.set_policy(STRICT)
         job = provider.run(provider.finetune(ROWS))
         assert job.status == JobStatus.FAILED
+        appeal(provider, job.id, key)
         reevaluate(provider, job.id, key)
+        assert outcome_of_appeal(provider, job.id) is None
         assert provider.version(job.result_model_id).gate == Gate.PENDING
         job = provider.run(job.id)
         assert (job.status, job.error_code) == (JobStatus.FAILED, "harmful_score_exceeded")
         assert provider.version(job.result_model_id).gate == Gate.BLOCKED
         assert len(evaluations(provider, job.id)) == 2
+        assert outcome_of_appeal(provider, job.id) == Outcome.REJECTED
 
     def test_a_judge_that_broke_is_asked_again_later(
         self, provider: Provider, key: ApiKey, monkeypatch: pytest.MonkeyPatch
