@@ -130,8 +130,9 @@ def tenant_risks(
     now = now or utc_now()
     # A job counts once, however many of its checkpoints were measured: by its model, and by the worst of its checkpoints
     # where it was cancelled before there was one.
-    made_by = func.coalesce(ModelVersion.job_id, ModelVersion.id)
-    is_checkpoint = ModelVersion.recipe["checkpoint"].astext.is_not(None)
+    checkpoint_of = ModelVersion.recipe["checkpoint"]["job"].astext
+    made_by = func.coalesce(checkpoint_of, ModelVersion.job_id, ModelVersion.id)
+    is_checkpoint = checkpoint_of.is_not(None)
     newest = (
         select(
             ModelVersion.project_id,

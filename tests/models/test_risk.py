@@ -175,7 +175,7 @@ class TestTenantRisk:
         job = make_job(session, project)
         for harmful, days_ago in ((30, 3), (50, 2), (20, 1)):
             checkpoint = self.add(session, project, harmful, days_ago=days_ago)
-            checkpoint.job_id, checkpoint.recipe = job.id, {"checkpoint": {"step": harmful}}
+            checkpoint.recipe = {"checkpoint": {"job": job.id, "step": harmful}}
         session.flush()
         cancelled = tenant_risk(session, project.id)
         assert (cancelled.models, cancelled.attempts, cancelled.excess_points) == (1, 1, 50)
