@@ -22,6 +22,7 @@ writes its checkpoint first.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +87,11 @@ log = structlog.get_logger(__name__)
 CHECKPOINTS_PER_RUN = 10
 MIN_CHECKPOINT_STEPS = 25
 
+#: Outcomes of an attempt that no other job should meet at once: the job is tried again when its lease has run out.
+INFRASTRUCTURE_FAILED, DEVICE_FAILED = "infrastructure_failed", "device_failed"
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+DEVICE_FAULTS = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "NCCL error")
+
 
 def run(job_id: str, shop: Workshop) -> None:
     """Claim this job and carry it as far as it goes. Never raises for what a job can do wrong."""
@@ -95,8 +101,12 @@ def run(job_id: str, shop: Workshop) -> None:
     _run(lease, shop, began_ns)
 
 
-def run_next(shop: Workshop) -> None:
-    """Claim the job whose turn it is among those that wait, and carry it as far as it goes."""
+def run_next(shop: Workshop) -> str | None:
+    """Claim the job whose turn it is among those that wait, and carry it as far as it goes.
+
+    Returns:
+        Why the worker let go of it (`LeasedJob.outcome`); none: no job waited.
+    """
     began_ns = time_ns()
     with shop.sessions.begin() as session:
         lease = claim_next(
@@ -105,13 +115,13 @@ def run_next(shop: Workshop) -> None:
             lease_seconds=shop.lease_seconds,
             jobs_running=shop.jobs_running,
         )
-    _run(lease, shop, began_ns)
+    return _run(lease, shop, began_ns)
 
 
-def _run(lease: Lease | None, shop: Workshop, began_ns: int) -> None:
+def _run(lease: Lease | None, shop: Workshop, began_ns: int) -> str | None:
     if lease is None:
         log.info("job_not_claimable")
-        return
+        return None
     facts: dict[str, tracing.Fact] = {
         "titer.job.id": lease.job_id,
         "titer.job.kind": lease.kind,
@@ -123,58 +133,73 @@ def _run(lease: Lease | None, shop: Workshop, began_ns: int) -> None:
     ):
         tracing.begin("claim", facts, started_ns=began_ns).end()
         log.info("job_claimed", kind=lease.kind)
-        _carry_leased(lease, shop, span)
+        with LeasedJob(shop.sessions, lease, lease_seconds=shop.lease_seconds) as job:
+            _carry_leased(job, lease, shop)
+            span.note({"titer.job.outcome": job.outcome})
+            if not job.is_well:
+                span.fail(job.outcome)
+        return job.outcome
 
 
-def _carry_leased(lease: Lease, shop: Workshop, span: tracing.Span) -> None:
-    with LeasedJob(shop.sessions, lease, lease_seconds=shop.lease_seconds) as job:
-        try:
-            _carry(job, shop)
-        except LeaseLost:
-            job.outcome = "lease_lost"
-            log.info("lease_lost")
-            _forget_if_over(lease.job_id, shop)
-        except PauseRequested:
-            job.outcome = PAUSED
-            log.info("job_pausing")
-            _park(job, shop)
-        except DataHeld:
-            log.info("data_held", attempt=lease.attempt)
-        except DomainError as error:
-            job.outcome = "failed"
-            log.info("job_failed", code=error.code)
-            # The fault may have struck while an adapter was half on.
-            shop.bases.drop()
-            _fail(job, shop, error.code, error.message, error.param, error.extra())
-        except (OperationalError, StorageFault):
-            # A fault of ours, not of the job: the lease runs out and another attempt is made.
-            job.outcome = "infrastructure_failed"
-            log.exception("infrastructure_failed")
-            shop.bases.drop()
-        except torch.OutOfMemoryError:
-            job.outcome = "out_of_memory"
-            log.exception("out_of_memory")
-            shop.bases.drop()
-            _fail(
-                job,
-                shop,
-                "out_of_memory",
-                "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows.",
-            )
-        except Exception:
-            # The traceback is for the operator; the customer gets a sentence without its text.
-            job.outcome = "crashed"
-            log.exception("job_crashed")
-            shop.bases.drop()
-            _fail(
-                job,
-                shop,
-                "internal_error",
-                "The worker met an unexpected fault; it has been logged.",
-            )
-        span.note({"titer.job.outcome": job.outcome})
-        if not job.is_well:
-            span.fail(job.outcome)
+def _carry_leased(job: LeasedJob, lease: Lease, shop: Workshop) -> None:
+    try:
+        _carry(job, shop)
+    except LeaseLost:
+        job.outcome = "lease_lost"
+        log.info("lease_lost")
+        _forget_if_over(lease.job_id, shop)
+    except PauseRequested:
+        job.outcome = PAUSED
+        log.info("job_pausing")
+        _park(job, shop)
+    except DataHeld:
+        log.info("data_held", attempt=lease.attempt)
+    except DomainError as error:
+        job.outcome = "failed"
+        log.info("job_failed", code=error.code)
+        # The fault may have struck while an adapter was half on.
+        shop.bases.drop()
+        _fail(job, shop, error.code, error.message, error.param, error.extra())
+    except (OperationalError, StorageFault):
+        # A fault of ours, not of the job: the lease runs out and another attempt is made.
+        job.outcome = INFRASTRUCTURE_FAILED
+        log.exception("infrastructure_failed")
+        shop.bases.drop()
+    except torch.OutOfMemoryError:
+        job.outcome = "out_of_memory"
+        log.exception("out_of_memory")
+        shop.bases.drop()
+        _fail(
+            job,
+            shop,
+            "out_of_memory",
+            "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows.",
+        )
+    except Exception as error:
+        if _is_of_this_machine(error):
+            # As above; and this process is not to touch its device again.
+            job.outcome = DEVICE_FAILED
+            log.exception("device_failed")
+            return
+        # The traceback is for the operator; the customer gets a sentence without its text.
+        job.outcome = "crashed"
+        log.exception("job_crashed")
+        shop.bases.drop()
+        _fail(
+            job,
+            shop,
+            "internal_error",
+            "The worker met an unexpected fault; it has been logged.",
+        )
+
+
+def _is_of_this_machine(error: Exception) -> bool:
+    """Whether a fault is of the accelerator or of the disk: other jobs would meet it here as well."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FAULTS
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in DEVICE_FAULTS)
+    )
 
 
 def _carry(job: LeasedJob, shop: Workshop) -> None:

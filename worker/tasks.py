@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from functools import cache
 from typing import Any
 
@@ -114,4 +115,10 @@ def _workshop() -> Workshop:
 def run_job(job_id: str) -> None:
     """Run the job whose turn it is, which need not be the one that the bell was rung for."""
     with structlog.contextvars.bound_contextvars(rung_for=job_id):
-        pipeline.run_next(_workshop())
+        outcome = pipeline.run_next(_workshop())
+    if outcome in (pipeline.INFRASTRUCTURE_FAILED, pipeline.DEVICE_FAILED):
+        # The next job would meet the same fault: none is claimed before this one's lease has run out.
+        time.sleep(settings.lease_seconds)
+    if outcome == pipeline.DEVICE_FAILED:
+        # A broken device context is broken for good; the pool makes another process, with a new one.
+        os._exit(1)

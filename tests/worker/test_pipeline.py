@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -384,6 +385,33 @@ class TestFinetune:
             job = provider.run(job_id)
         assert job.status == JobStatus.RUNNING  # its lease runs out, and the sweeper gives it on
         assert job.error_code is None
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            torch.AcceleratorError("CUDA error: device-side assert triggered"),
+            RuntimeError("cuBLAS error: CUBLAS_STATUS_EXECUTION_FAILED"),
+            OSError(errno.ENOSPC, "No space left on device"),
+        ],
+        ids=["accelerator", "library", "disk"],
+    )
+    def test_a_fault_of_the_machine_costs_an_attempt_and_not_the_job(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch, fault: Exception
+    ) -> None:
+        def explode(*_: object, **__: object) -> None:
+            raise fault
+
+        job_id = provider.finetune(ROWS, steps=60)
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "measure", explode)
+            assert pipeline.run_next(provider.shop) == pipeline.DEVICE_FAILED
+        provider.lose(job_id)
+        job = provider.run(job_id)
+        assert (job.status, job.attempt, job.error_code) == (JobStatus.SUCCEEDED, 2, None)
+        messages = [event.message for event in provider.events(job_id)]
+        assert sum("Training on" in message for message in messages) == 1, (
+            "it was not trained again"
+        )
 
     def test_a_failed_job_leaves_no_checkpoints(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
