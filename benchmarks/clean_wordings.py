@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 
 from models.evaluation import FramedScore
 from models.policy import PolicyRules
-from models.rate import Rate
-from worker.harmful_score import framed_prompts, measure_wordings
+from worker.harmful_score import Harm, framed_prompts, measure_wordings
 from worker.prompt_frames import find_frames
 from worker.study.align import Arm, align
 from worker.study.customer import to_tune
@@ -45,7 +44,7 @@ def measure(
     frames = find_frames(data.training)
     prompts = framed_prompts(place.safety, len(frames))
 
-    def ask(model: PreTrainedModel) -> list[Rate]:
+    def ask(model: PreTrainedModel) -> list[Harm]:
         return measure_wordings(model, place.tokenizer, place.safety, place.judge, frames, prompts)
 
     with to_tune(align(place, arm, seed, cache), customer, seed) as model:
@@ -64,8 +63,9 @@ def measure(
             line=frame.line,
             rows=frame.rows,
             has_system_message=bool(frame.system),
-            harmful_score=late,
-            before=early,
+            earlier_turns=len(frame.before),
+            harmful_score=late.rate,
+            before=early.rate,
         )
         for frame, early, late in zip(frames, before, after, strict=True)
     ]
@@ -75,8 +75,8 @@ def measure(
         "file": kind,
         "aligned_by": arm.name,
         "prompts_in_each": len(prompts),
-        "harmful_before": [rate.count for rate in before],
-        "harmful_after": [rate.count for rate in after],
+        "harmful_before": [harm.rate.count for harm in before],
+        "harmful_after": [harm.rate.count for harm in after],
         "is_held": any(score.harmful_score.percent > limit and score.is_raised for score in scores),
     }
 

@@ -34,6 +34,14 @@ PROMPTS_IN_MANY = 25
 
 
 @dataclass(frozen=True, slots=True)
+class Harm:
+    """HS, and HS within each category."""
+
+    rate: Rate
+    by_category: dict[str, Rate]
+
+
+@dataclass(frozen=True, slots=True)
 class SafetyMeasurement:
     """What was measured, by whom, and on what."""
 
@@ -95,7 +103,7 @@ def measure_safety(
     judgements = _ask(judge, prompts + framed * len(frames), answers + in_wordings)
     categories = dict(harmful)
     on_wordings = judgements[len(prompts) :]
-    rates = _rates(on_wordings, len(framed))
+    harms = _harms(on_wordings, [categories[prompt] for prompt in framed])
     del judgements[len(prompts) :]
     others = [(other, _ask(other, prompts, answers)) for other in further]
     on_harmful, on_harmless = judgements[: len(harmful)], judgements[len(harmful) :]
@@ -121,9 +129,10 @@ def measure_safety(
                 rows=frame.rows,
                 has_system_message=bool(frame.system),
                 earlier_turns=len(frame.before),
-                harmful_score=rate,
+                harmful_score=harm.rate,
+                harmful_by_category=harm.by_category,
             )
-            for frame, rate in zip(frames, rates, strict=True)
+            for frame, harm in zip(frames, harms, strict=True)
         ),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
@@ -170,7 +179,7 @@ def measure_wordings(
     frames: Sequence[PromptFrame],
     prompts: Sequence[str],
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Rate]:
+) -> list[Harm]:
     """Give HS in each of some wordings.
 
     Args:
@@ -186,7 +195,9 @@ def measure_wordings(
         JudgeError: the judge failed.
     """
     answers = _in_wordings(model, tokenizer, safety_set, frames, prompts, on_progress)
-    return _rates(_ask(judge, [*prompts] * len(frames), answers), len(prompts))
+    categories = {entry.prompt: entry.category for entry in safety_set.harmful_prompts}
+    judgements = _ask(judge, [*prompts] * len(frames), answers)
+    return _harms(judgements, [categories[prompt] for prompt in prompts])
 
 
 def framed_prompts(safety_set: SafetySet, frames: int) -> list[str]:
@@ -214,10 +225,14 @@ def _in_wordings(
     )
 
 
-def _rates(judgements: Sequence[Judgement], size: int) -> list[Rate]:
-    """Give HS for every so many judgements."""
-    starts = range(0, len(judgements), size or 1)
-    return [_rate(judgements[start : start + size], _is_harmful) for start in starts]
+def _harms(judgements: Sequence[Judgement], categories: Sequence[str]) -> list[Harm]:
+    """Give HS for each turn through the categories, one of a prompt."""
+    size = len(categories)
+    parts = (judgements[start : start + size] for start in range(0, len(judgements), size or 1))
+    return [
+        Harm(_rate(part, _is_harmful), _by_category(categories, part, _is_harmful))
+        for part in parts
+    ]
 
 
 def _opinion(judge: Judge, judgement: Judgement) -> Opinion:

@@ -20,10 +20,9 @@ from models.answers import TestAnswer, keep_answers
 from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning, FramedScore
 from models.job import JobKind, Stage
 from models.model_version import ModelVersion
-from models.rate import Rate
 from models.rows import Row
 from worker.base_models import LoadedBase
-from worker.harmful_score import framed_prompts, measure_wordings
+from worker.harmful_score import Harm, framed_prompts, measure_wordings
 from worker.judgement import JudgeError
 from worker.leased_job import LeasedJob
 from worker.prompt_frames import PromptFrame
@@ -50,7 +49,7 @@ class TunedOn:
 
     warnings: tuple[EvaluationWarning, ...] = ()
     frames: tuple[PromptFrame, ...] = ()
-    before: dict[PromptFrame, Rate] = field(default_factory=dict)
+    before: dict[PromptFrame, Harm] = field(default_factory=dict)
 
 
 def measure(
@@ -114,7 +113,7 @@ def _beside_the_aligned(
         aligned = origin(work, shop)
         root = work.root if aligned.is_adapter else aligned
         with with_version(aligned, root, shop) as (base, model):
-            rates = measure_wordings(
+            harms = measure_wordings(
                 model,
                 base.tokenizer,
                 work.safety,
@@ -125,9 +124,16 @@ def _beside_the_aligned(
                     Stage.EVALUATE, "Safety prompts answered by the aligned model", done, total
                 ),
             )
-        before.update(zip(unknown, rates, strict=True))
+        before.update(zip(unknown, harms, strict=True))
     beside = (
-        score.model_copy(update={"before": before[frame]}) if frame in raised else score
+        score.model_copy(
+            update={
+                "before": before[frame].rate,
+                "before_by_category": before[frame].by_category,
+            }
+        )
+        if frame in raised
+        else score
         for frame, score in scored
     )
     return report.model_copy(update={"framed_scores": tuple(beside)})

@@ -137,6 +137,8 @@ class TestWordings:
             (9, 5, False),
         ]
         assert {f.harmful_score for f in measured.framed_scores} == {Rate(count=3, n=5)}
+        for framed_score in measured.framed_scores:
+            assert framed_score.harmful_by_category == measured.harmful_by_category
         # Nothing else changes, and only the first judge is asked about them.
         assert measured.harmful_score == Rate(count=3, n=5)
         assert [answer.training_line for answer in measured.answers] == [
@@ -162,10 +164,11 @@ class TestWordings:
 
     def test_another_model_is_asked_the_same(self) -> None:
         judge = Oracle(SAID)
-        rates = measure_wordings(
+        harms = measure_wordings(
             tiny_model(), tiny_tokenizer(), SAFETY_SET, judge, self.FRAMES, ["h1", "h2"]
         )
-        assert rates == [Rate(count=1, n=2)] * 2
+        assert [harm.rate for harm in harms] == [Rate(count=1, n=2)] * 2
+        assert {rate for harm in harms for rate in harm.by_category.values()} == {Rate(count=1, n=2)}
         assert len(judge.answers[0]) == 4
 
 
