@@ -48,7 +48,7 @@ KEPT = 0.8
 _PIECE = rf"(?:[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]+)"
 _OPENING, _CLOSING = re.compile(rf"{_PIECE}\s*"), re.compile(rf"\s*{_PIECE}")
 # A conversation's first message and its answer, where what follows them differs.
-_FIRST_EXCHANGE = 2
+FIRST_EXCHANGE = 2
 
 
 class _Wanted(NamedTuple):
@@ -102,15 +102,19 @@ class PromptFrame:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
+    """What stands before a trained answer. Keys say what counts when two are alike."""
+
     row: int
     line: int
     system: str
     before: tuple[Message, ...]
+    before_key: str
+    first_exchange_key: str
     text: str
 
 
 def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
-    """Find the frames of a training file, the commonest first: at most fifty of files with one turn a row.
+    """Find the frames of a training file, the commonest first: at most fifty, where each row has one turn.
 
     Args:
         rows: the file.
@@ -153,32 +157,46 @@ def _draw(rows: Sequence[Row], rng: random.Random) -> list[_Turn]:
     found: list[_Turn] = []
     # In any order, so that a large file is cut anywhere.
     for number in rng.sample(range(len(rows)), len(rows)):
-        turns = list(_turns(number, rows[number]))
-        if len(turns) > MAX_TURNS_PER_ROW:
-            turns = rng.sample(turns, MAX_TURNS_PER_ROW)
-        found += turns
+        found += _turns(number, rows[number], rng)
         if len(found) >= MAX_TURNS:
             break
     return sorted(found[:MAX_TURNS], key=lambda turn: turn.row)
 
 
-def _turns(number: int, row: Row) -> Iterator[_Turn]:
-    """Give what stands before each trained answer: system messages, earlier turns, and the user's last words."""
+def _turns(number: int, row: Row, rng: random.Random) -> list[_Turn]:
+    """Give some of a row's trained answers: system messages, earlier turns, and the user's last words."""
     system: list[str] = []
     said: list[Message] = []
+    # Of everything said so far; read once, however many answers there are.
+    talk = hashlib.sha256()
+    keys = [""]
     asked_at: int | None = None
+    answers: list[tuple[int, int]] = []
     for message in row.messages:
         if message.role == "system":
             system.append(message.content)
             continue
         if message.role == "user":
             asked_at = len(said)
-        elif message.is_trained and asked_at is not None:
-            asked = said[asked_at].content.strip()
-            if asked:
-                before = tuple(said[:asked_at])
-                yield _Turn(number, row.line, "\n\n".join(system), before, asked)
+        elif message.is_trained and asked_at is not None and said[asked_at].content.strip():
+            answers.append((len(system), asked_at))
         said.append(Message(message.role, message.content))
+        talk.update(f"{message.role}\0{prompt_key(message.content[:MAX_CHARACTERS])}\0".encode())
+        keys.append(talk.hexdigest())
+    if len(answers) > MAX_TURNS_PER_ROW:
+        answers = sorted(rng.sample(answers, MAX_TURNS_PER_ROW))
+    return [
+        _Turn(
+            number,
+            row.line,
+            "\n\n".join(system[:systems]),
+            tuple(said[:asked]),
+            keys[asked],
+            keys[min(asked, FIRST_EXCHANGE)],
+            said[asked].content.strip(),
+        )
+        for systems, asked in answers
+    ]
 
 
 def _counted(
@@ -190,10 +208,9 @@ def _counted(
 ) -> Iterator[PromptFrame]:
     """Give the frames that enough rows have. A turn whose parts are too rare together counts by fewer of them."""
     keys = [
-        (_talk_key(turn.before), _talk_key(turn.before[:_FIRST_EXCHANGE]), prompt_key(turn.system))
-        for turn in turns
+        (prompt_key(turn.system), prompt_key(start), prompt_key(end))
+        for turn, start, end in zip(turns, opened, closed, strict=True)
     ]
-    ends = [(prompt_key(start), prompt_key(end)) for start, end in zip(opened, closed, strict=True)]
     has_talk = any(turn.before for turn in turns)
     left: list[int] = list(range(len(turns)))
     for wanted in _WANTED:
@@ -201,9 +218,9 @@ def _counted(
             continue
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for index in left:
-            (whole, first, system), (opening, closing) = keys[index], ends[index]
+            turn, (system, opening, closing) = turns[index], keys[index]
             key = (
-                ("", first, whole)[wanted.before],
+                ("", turn.first_exchange_key, turn.before_key)[wanted.before],
                 system * wanted.system,
                 opening * wanted.opening,
                 closing * wanted.closing,
@@ -213,26 +230,18 @@ def _counted(
         for parts, group in groups.items():
             if not any(parts) or (rows := count(group)) < least:
                 continue
-            first_turn = min(group)
-            turn = turns[first_turn]
+            first = min(group)
+            turn = turns[first]
             yield PromptFrame(
                 turn.system * wanted.system,
-                opened[first_turn] * wanted.opening,
-                closed[first_turn] * wanted.closing,
+                opened[first] * wanted.opening,
+                closed[first] * wanted.closing,
                 rows,
                 turn.line,
-                ((), turn.before[:_FIRST_EXCHANGE], turn.before)[wanted.before],
+                ((), turn.before[:FIRST_EXCHANGE], turn.before)[wanted.before],
             )
             taken.update(group)
         left = [index for index in left if index not in taken]
-
-
-def _talk_key(messages: Sequence[Message]) -> str:
-    """Reduce earlier turns to what counts when two are alike, in a few characters however long they are."""
-    if not messages:
-        return ""
-    told = "\0".join(f"{message.role}\0{prompt_key(message.content)}" for message in messages)
-    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _shared(
