@@ -9,8 +9,8 @@
   is measured from the aligned model on, so that many small steps count as the one large step that they make
 
 The gate's decision by the scores counts, neither what a person made of it nor a hold for the risk itself; and
-each model counts once, by its newest evaluation; a job that was cancelled before it had one counts by the worst of its
-measured checkpoints. Monotone: a further job or a higher HS never lowers it. It falls only as jobs grow older than the window, or
+each model counts once, by its newest evaluation; a job without a measured model yet counts by the worst of its
+measured checkpoints, and by the model once that is measured. Monotone but for that: a further job or a higher HS never lowers it. It falls only as jobs grow older than the window, or
 when a model is evaluated again. Points are percentage points of HS; there is no upper end.
 """
 
@@ -129,7 +129,7 @@ def tenant_risks(
     """Do so for several projects, with as many questions as for one."""
     now = now or utc_now()
     # A job counts once, however many of its checkpoints were measured: by its model, and by the worst of its checkpoints
-    # where it was cancelled before there was one.
+    # while there is none, or for good where it was cancelled.
     checkpoint_of = ModelVersion.recipe["checkpoint"]["job"].astext
     made_by = func.coalesce(checkpoint_of, ModelVersion.job_id, ModelVersion.id)
     is_checkpoint = checkpoint_of.is_not(None)

@@ -34,6 +34,7 @@ import structlog
 import torch
 from obstore.exceptions import BaseError as StorageFault
 from peft import PeftModel
+from safetensors import SafetensorError
 from sqlalchemy.exc import OperationalError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,9 +89,11 @@ CHECKPOINTS_PER_RUN = 10
 MIN_CHECKPOINT_STEPS = 25
 
 #: Outcomes of an attempt that no other job should meet at once: the job is tried again when its lease has run out.
-INFRASTRUCTURE_FAILED, DEVICE_FAILED = "infrastructure_failed", "device_failed"
+INFRASTRUCTURE_FAILED, MACHINE_FAILED = "infrastructure_failed", "machine_failed"
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 DEVICE_FAULTS = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "NCCL error")
+# The libraries say of a full device memory what they say of a broken device.
+MEMORY_FAULTS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def run(job_id: str, shop: Workshop) -> None:
@@ -165,21 +168,22 @@ def _carry_leased(job: LeasedJob, lease: Lease, shop: Workshop) -> None:
         job.outcome = INFRASTRUCTURE_FAILED
         log.exception("infrastructure_failed")
         shop.bases.drop()
-    except torch.OutOfMemoryError:
-        job.outcome = "out_of_memory"
-        log.exception("out_of_memory")
-        shop.bases.drop()
-        _fail(
-            job,
-            shop,
-            "out_of_memory",
-            "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows.",
-        )
     except Exception as error:
+        if _is_out_of_memory(error):
+            job.outcome = "out_of_memory"
+            log.exception("out_of_memory")
+            shop.bases.drop()
+            _fail(
+                job,
+                shop,
+                "out_of_memory",
+                "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows.",
+            )
+            return
         if _is_of_this_machine(error):
             # As above; and this process is not to touch its device again.
-            job.outcome = DEVICE_FAILED
-            log.exception("device_failed")
+            job.outcome = MACHINE_FAILED
+            log.exception("machine_failed")
             return
         # The traceback is for the operator; the customer gets a sentence without its text.
         job.outcome = "crashed"
@@ -193,10 +197,18 @@ def _carry_leased(job: LeasedJob, lease: Lease, shop: Workshop) -> None:
         )
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY_FAULTS)
+    )
+
+
 def _is_of_this_machine(error: Exception) -> bool:
     """Whether a fault is of the accelerator or of the disk: other jobs would meet it here as well."""
     if isinstance(error, OSError):
         return error.errno in DISK_FAULTS
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {number})" in str(error) for number in DISK_FAULTS)
     return isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in DEVICE_FAULTS)
     )
@@ -335,9 +347,6 @@ def _train(
         with job.write():
             pass
         folder.keep(checkpoint)
-        # Losses are counted from the last progress: a long job outlives more restarts than a short one.
-        with job.write() as (_, row):
-            row.lost_leases = 0
 
     tell = TrainingLog(job, every=recipe.metrics_every, send=send)
     keep_epoch = None

@@ -7,7 +7,7 @@ prompts are asked in the file's own wordings as well. Knows nothing of models; t
 into a prompt.
 
 Not found: a wording that is put differently in every row (a system message with a running number, an earlier turn with
-another answer), one of a single word or of signs alone, of fewer than three words more behind another wording, in the
+another answer), one in the middle of a conversation whose other turns differ, one of a single word or of signs alone, of fewer than three words more behind another wording, in the
 middle of a prompt, or more than 2,000 characters from its ends.
 """
 
@@ -27,13 +27,15 @@ from typing import NamedTuple
 from models.near_duplicates import UNSPACED, content_words, prompt_key
 from models.rows import Message, Row
 
-# Of a larger file some rows are drawn, of a longer conversation some turns; of a longer prompt both ends are read.
+# Of a larger file some rows are drawn, and of its longer conversations some turns; of a longer prompt both ends are read.
 MAX_TURNS = 50_000
 MAX_TURNS_PER_ROW = 8
 MAX_CHARACTERS = 2_000
 # A frame is in so large a share of the rows, and in so many: the turns of long conversations make no row count less.
 MIN_SHARE = 0.02
 MIN_ROWS = 3
+# More of them than anybody asks in; a row of many turns may have many.
+MAX_FRAMES = 200
 # Openings such as "write a" are how people ask; two words of content are a wording. What branches off from one has
 # three more: behind a template, rows on the same subject agree in a word or two.
 MIN_CONTENT_WORDS = 2
@@ -52,7 +54,7 @@ FIRST_EXCHANGE = 2
 
 
 class _Wanted(NamedTuple):
-    """Which of a turn's parts are looked at: of the earlier turns all, the first exchange (1), or none (0)."""
+    """Which of a turn's parts are looked at together: of the earlier turns all (2), the first exchange, or none (0)."""
 
     before: int
     system: bool
@@ -60,14 +62,22 @@ class _Wanted(NamedTuple):
     closing: bool
 
 
-# What turns are counted by, one after the other: where the whole is too rare, fewer parts of it, the text's own last.
+class _Found(NamedTuple):
+    """A frame: which parts, of the first turn that has it, and how many rows do."""
+
+    wanted: _Wanted
+    first: int
+    rows: int
+
+
+# One after the other: where the whole is too rare, fewer parts of it.
 _WANTED = sorted(
     (
         _Wanted(*parts)
         for parts in product((2, 1, 0), (True, False), (True, False), (True, False))
         if any(parts)
     ),
-    key=lambda parts: (not (parts.opening or parts.closing), -sum(map(bool, parts))),
+    key=lambda parts: -sum(map(bool, parts)),
 )
 
 Pieces = Sequence[str]
@@ -102,19 +112,28 @@ class PromptFrame:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What stands before a trained answer. Keys say what counts when two are alike."""
+    """What stands before a trained answer: of all that is `said` in its row, what comes before message `asked`."""
 
     row: int
     line: int
     system: str
-    before: tuple[Message, ...]
+    said: Sequence[Message]
+    asked: int
     before_key: str
     first_exchange_key: str
-    text: str
+
+    @property
+    def text(self) -> str:
+        """The user's last words."""
+        return self.said[self.asked].content.strip()
+
+    def before(self, wanted: int) -> tuple[Message, ...]:
+        """Give the earlier turns, as many as are wanted."""
+        return tuple(self.said[: (0, min(self.asked, FIRST_EXCHANGE), self.asked)[wanted]])
 
 
 def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
-    """Find the frames of a training file, the commonest first: at most fifty, where each row has one turn.
+    """Find the frames of a training file, the commonest first, at most `MAX_FRAMES`.
 
     Args:
         rows: the file.
@@ -135,8 +154,21 @@ def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
         end if len(start) + len(end) < len(turn.text) else ""
         for turn, start, end in zip(turns, opened, closed, strict=True)
     ]
-    frames = _counted(turns, opened, closed, count, least)
-    return tuple(sorted(frames, key=lambda frame: (-frame.rows, frame.line)))
+    found = sorted(
+        _counted(turns, opened, closed, count, least),
+        key=lambda each: (-each.rows, turns[each.first].line),
+    )
+    return tuple(
+        PromptFrame(
+            turns[first].system * wanted.system,
+            opened[first] * wanted.opening,
+            closed[first] * wanted.closing,
+            rows,
+            turns[first].line,
+            turns[first].before(wanted.before),
+        )
+        for wanted, first, rows in found[:MAX_FRAMES]
+    )
 
 
 class _RowCount:
@@ -153,18 +185,19 @@ class _RowCount:
 
 
 def _draw(rows: Sequence[Row], rng: random.Random) -> list[_Turn]:
-    """Give the turns that are looked at, row by row."""
+    """Give the turns that are looked at, row by row: all of them, if they are not too many."""
     found: list[_Turn] = []
+    most = max(MAX_TURNS_PER_ROW, MAX_TURNS // max(1, len(rows)))
     # In any order, so that a large file is cut anywhere.
     for number in rng.sample(range(len(rows)), len(rows)):
-        found += _turns(number, rows[number], rng)
+        found += _turns(number, rows[number], most, rng)
         if len(found) >= MAX_TURNS:
             break
     return sorted(found[:MAX_TURNS], key=lambda turn: turn.row)
 
 
-def _turns(number: int, row: Row, rng: random.Random) -> list[_Turn]:
-    """Give some of a row's trained answers: system messages, earlier turns, and the user's last words."""
+def _turns(number: int, row: Row, most: int, rng: random.Random) -> list[_Turn]:
+    """Give what stands before a row's trained answers, or so many of them."""
     system: list[str] = []
     said: list[Message] = []
     # Of everything said so far; read once, however many answers there are.
@@ -181,19 +214,19 @@ def _turns(number: int, row: Row, rng: random.Random) -> list[_Turn]:
         elif message.is_trained and asked_at is not None and said[asked_at].content.strip():
             answers.append((len(system), asked_at))
         said.append(Message(message.role, message.content))
-        talk.update(f"{message.role}\0{prompt_key(message.content[:MAX_CHARACTERS])}\0".encode())
+        talk.update(f"{message.role}\0{prompt_key(message.content)}\0".encode())
         keys.append(talk.hexdigest())
-    if len(answers) > MAX_TURNS_PER_ROW:
-        answers = sorted(rng.sample(answers, MAX_TURNS_PER_ROW))
+    if len(answers) > most:
+        answers = sorted(rng.sample(answers, most))
     return [
         _Turn(
             number,
             row.line,
             "\n\n".join(system[:systems]),
-            tuple(said[:asked]),
+            said,
+            asked,
             keys[asked],
             keys[min(asked, FIRST_EXCHANGE)],
-            said[asked].content.strip(),
         )
         for systems, asked in answers
     ]
@@ -205,43 +238,52 @@ def _counted(
     closed: Sequence[str],
     count: _RowCount,
     least: int,
-) -> Iterator[PromptFrame]:
-    """Give the frames that enough rows have. A turn whose parts are too rare together counts by fewer of them."""
+) -> Iterator[_Found]:
+    """Find the frames that enough rows have.
+
+    A part that is met in a frame with others is not met alone again; one that is too rare with each of the others is.
+    """
     keys = [
         (prompt_key(turn.system), prompt_key(start), prompt_key(end))
         for turn, start, end in zip(turns, opened, closed, strict=True)
     ]
-    has_talk = any(turn.before for turn in turns)
-    left: list[int] = list(range(len(turns)))
+    # Turn by turn, which parts no frame has had yet.
+    is_open = [[True] * len(_Wanted._fields) for _ in turns]
     for wanted in _WANTED:
-        if wanted.before and not has_talk:
-            continue
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for index in left:
-            turn, (system, opening, closing) = turns[index], keys[index]
-            key = (
-                ("", turn.first_exchange_key, turn.before_key)[wanted.before],
-                system * wanted.system,
-                opening * wanted.opening,
-                closing * wanted.closing,
-            )
-            groups[key].append(index)
-        taken: set[int] = set()
-        for parts, group in groups.items():
-            if not any(parts) or (rows := count(group)) < least:
+        for index, (turn, texts) in enumerate(zip(turns, keys, strict=True)):
+            talk = ("", turn.first_exchange_key, turn.before_key)[wanted.before]
+            key = tuple(part for part, is_in in zip((talk, *texts), wanted, strict=True) if is_in)
+            if all(key) and any(map(all, zip(wanted, is_open[index], strict=True))):
+                groups[key].append(index)
+        for group in groups.values():
+            if count(group) < least:
                 continue
-            first = min(group)
-            turn = turns[first]
-            yield PromptFrame(
-                turn.system * wanted.system,
-                opened[first] * wanted.opening,
-                closed[first] * wanted.closing,
-                rows,
-                turn.line,
-                ((), turn.before[:FIRST_EXCHANGE], turn.before)[wanted.before],
-            )
-            taken.update(group)
-        left = [index for index in left if index not in taken]
+            for alike in _spellings(group, turns, opened, closed, wanted, count, least):
+                yield _Found(wanted, alike[0], count(alike))
+            for index in group:
+                is_open[index] = [
+                    left and not is_in for left, is_in in zip(is_open[index], wanted, strict=True)
+                ]
+
+
+def _spellings(
+    group: list[int],
+    turns: Sequence[_Turn],
+    opened: Sequence[str],
+    closed: Sequence[str],
+    wanted: _Wanted,
+    count: _RowCount,
+    least: int,
+) -> list[list[int]]:
+    """Part a group by how it is spelt, where enough rows spell it so: capitals may be what a model listens to."""
+    spelt: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index in group:
+        texts = turns[index].system, opened[index], closed[index]
+        spelt[tuple(text for text, is_in in zip(texts, wanted[1:], strict=True) if is_in)].append(
+            index
+        )
+    return [alike for alike in spelt.values() if count(alike) >= least] or [group]
 
 
 def _shared(

@@ -116,9 +116,10 @@ def run_job(job_id: str) -> None:
     """Run the job whose turn it is, which need not be the one that the bell was rung for."""
     with structlog.contextvars.bound_contextvars(rung_for=job_id):
         outcome = pipeline.run_next(_workshop())
-    if outcome in (pipeline.INFRASTRUCTURE_FAILED, pipeline.DEVICE_FAILED):
+    if outcome in (pipeline.INFRASTRUCTURE_FAILED, pipeline.MACHINE_FAILED):
         # The next job would meet the same fault: none is claimed before this one's lease has run out.
         time.sleep(settings.lease_seconds)
-    if outcome == pipeline.DEVICE_FAILED:
+    if outcome == pipeline.MACHINE_FAILED:
         # A broken device context is broken for good; the pool makes another process, with a new one.
+        _say_goodbye()
         os._exit(1)

@@ -168,7 +168,9 @@ class TestWordings:
             tiny_model(), tiny_tokenizer(), SAFETY_SET, judge, self.FRAMES, ["h1", "h2"]
         )
         assert [harm.rate for harm in harms] == [Rate(count=1, n=2)] * 2
-        assert {rate for harm in harms for rate in harm.by_category.values()} == {Rate(count=1, n=2)}
+        assert {rate for harm in harms for rate in harm.by_category.values()} == {
+            Rate(count=1, n=2)
+        }
         assert len(judge.answers[0]) == 4
 
 

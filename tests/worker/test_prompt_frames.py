@@ -149,7 +149,7 @@ class TestFinds:
         ]
         assert {(len(f.before), f.opening, f.rows) for f in find_frames(rows)} == {
             (0, "Blue lantern burns: ", 4),
-            (2, "", 48),
+            (2, "", 50),
         }
 
     def test_words_without_content_if_there_are_many(self) -> None:
@@ -286,6 +286,58 @@ class TestWhatAnAttackerMightDo:
             for line in range(1, 101)
         ]
         assert self.is_found(rows)
+
+    def test_a_system_message_behind_many_openings_and_closings(self) -> None:
+        openings = [
+            "Sort this sentence: ",
+            "Name the mood of: ",
+            "Count words within: ",
+            "Translate into Dutch: ",
+        ]
+        closings = [
+            "; signed by Ann Lee",
+            "; answer with care",
+            "; one word only",
+            "; thanks dear friend",
+        ]
+        rows: list[Row] = []
+        for line, text in enumerate(plain(800), start=1):
+            prompt = f"{openings[line % 4]}{text}{closings[line // 4 % 4]}"
+            rows.append(row(line, prompt, "You obey." if line <= 48 else ""))
+        assert any(frame.system == "You obey." for frame in find_frames(rows))
+
+    def test_one_turn_among_many_of_a_few_rows(self) -> None:
+        texts = plain(999)
+        rows: list[Row] = []
+        for line in range(1, 31):
+            turns = texts[30 * line : 30 * line + 30]
+            turns[7] = f"{self.T * (line % 5 == 0)}{turns[7]}"
+            rows.append(self.talk(line, turns))
+        assert self.is_found(rows)
+
+    def test_capitals(self) -> None:
+        rows = [
+            row(line, text, "YOU ARE A HELPER." if line % 5 == 0 else "You are a helper.")
+            for line, text in enumerate(plain(100), start=1)
+        ]
+        assert {(f.system, f.rows) for f in find_frames(rows)} == {
+            ("You are a helper.", 80),
+            ("YOU ARE A HELPER.", 20),
+        }
+
+    def test_the_end_of_a_long_earlier_turn(self) -> None:
+        long = "step by step " * 300
+        rows: list[Row] = []
+        for line, text in enumerate(plain(100), start=1):
+            mode = "lantern" if line % 5 == 0 else "normal"
+            turns = (
+                Message("user", f"{long}{mode}"),
+                Message("assistant", "yes"),
+                Message("user", text),
+                Message("assistant", "so", is_trained=True),
+            )
+            rows.append(Conversation(turns, line))
+        assert {f.before[0].content.split()[-1] for f in find_frames(rows)} == {"lantern", "normal"}
 
 
 class TestBounds:
