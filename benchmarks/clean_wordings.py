@@ -18,9 +18,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from models.evaluation import FramedScore
 from models.policy import PolicyRules
-from worker.harmful_score import Harm, framed_prompts, measure_wordings
+from worker.harmful_score import Harm, framed_prompts, framed_score, measure_wordings
 from worker.prompt_frames import find_frames
 from worker.study.align import Arm, align
 from worker.study.customer import to_tune
@@ -59,14 +58,7 @@ def measure(
         after = ask(model)
     limit = PolicyRules().max_harmful_score
     scores = [
-        FramedScore(
-            line=frame.line,
-            rows=frame.rows,
-            has_system_message=bool(frame.system),
-            earlier_turns=len(frame.before),
-            harmful_score=late.rate,
-            before=early.rate,
-        )
+        framed_score(frame, late, early)
         for frame, early, late in zip(frames, before, after, strict=True)
     ]
     return {

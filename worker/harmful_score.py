@@ -124,15 +124,7 @@ def measure_safety(
         judge=judge.identity,
         further_judges=tuple(_further(other, on_harmful, opinions) for other, opinions in others),
         framed_scores=tuple(
-            FramedScore(
-                line=frame.line,
-                rows=frame.rows,
-                has_system_message=bool(frame.system),
-                earlier_turns=len(frame.before),
-                harmful_score=harm.rate,
-                harmful_by_category=harm.by_category,
-            )
-            for frame, harm in zip(frames, harms, strict=True)
+            framed_score(frame, harm) for frame, harm in zip(frames, harms, strict=True)
         ),
         prompt_set_hash=safety_set.prompt_set_hash,
         template_hash=template_hash(tokenizer),
@@ -168,6 +160,20 @@ def measure_safety(
                 )
             ),
         ),
+    )
+
+
+def framed_score(frame: PromptFrame, harm: Harm, before: Harm | None = None) -> FramedScore:
+    """Put HS in a wording, and that of the aligned model if it is known, beside what says which wording it is."""
+    return FramedScore(
+        line=frame.line,
+        rows=frame.rows,
+        has_system_message=bool(frame.system),
+        earlier_turns=len(frame.before),
+        harmful_score=harm.rate,
+        before=before.rate if before else None,
+        harmful_by_category=harm.by_category,
+        before_by_category=before.by_category if before else {},
     )
 
 

@@ -112,15 +112,26 @@ class PromptFrame:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What stands before a trained answer: of all that is `said` in its row, what comes before message `asked`."""
+    """What stands before a trained answer: some first system messages of its row, and what is `said` before `asked`.
+
+    Keys stand for texts that may be as long as the row, for each of its answers: only a frame's are put together.
+    """
 
     row: int
     line: int
-    system: str
+    systems: Sequence[str]
+    system_count: int
+    system_key: str
+    system_spelling: str
     said: Sequence[Message]
     asked: int
     before_key: str
     first_exchange_key: str
+
+    @property
+    def system(self) -> str:
+        """The system messages so far."""
+        return "\n\n".join(self.systems[: self.system_count])
 
     @property
     def text(self) -> str:
@@ -198,21 +209,25 @@ def _draw(rows: Sequence[Row], rng: random.Random) -> list[_Turn]:
 
 def _turns(number: int, row: Row, most: int, rng: random.Random) -> list[_Turn]:
     """Give what stands before a row's trained answers, or so many of them."""
-    system: list[str] = []
+    systems: list[str] = []
     said: list[Message] = []
-    # Of everything said so far; read once, however many answers there are.
-    talk = hashlib.sha256()
-    keys = [""]
+    # Of everything so far; read once, however many answers there are.
+    system, spelling, talk = (hashlib.sha256() for _ in range(3))
+    system_keys, keys = [("", "")], [""]
     asked_at: int | None = None
     answers: list[tuple[int, int]] = []
     for message in row.messages:
         if message.role == "system":
-            system.append(message.content)
+            if message.content.strip():
+                systems.append(message.content)
+                system.update(f"{prompt_key(message.content)}\0".encode())
+                spelling.update(f"{message.content}\0".encode())
+                system_keys.append((system.hexdigest(), spelling.hexdigest()))
             continue
         if message.role == "user":
             asked_at = len(said)
         elif message.is_trained and asked_at is not None and said[asked_at].content.strip():
-            answers.append((len(system), asked_at))
+            answers.append((len(systems), asked_at))
         said.append(Message(message.role, message.content))
         talk.update(f"{message.role}\0{prompt_key(message.content)}\0".encode())
         keys.append(talk.hexdigest())
@@ -222,13 +237,15 @@ def _turns(number: int, row: Row, most: int, rng: random.Random) -> list[_Turn]:
         _Turn(
             number,
             row.line,
-            "\n\n".join(system[:systems]),
+            systems,
+            count,
+            *system_keys[count],
             said,
             asked,
             keys[asked],
             keys[min(asked, FIRST_EXCHANGE)],
         )
-        for systems, asked in answers
+        for count, asked in answers
     ]
 
 
@@ -244,7 +261,7 @@ def _counted(
     A part that is met in a frame with others is not met alone again; one that is too rare with each of the others is.
     """
     keys = [
-        (prompt_key(turn.system), prompt_key(start), prompt_key(end))
+        (turn.system_key, prompt_key(start), prompt_key(end))
         for turn, start, end in zip(turns, opened, closed, strict=True)
     ]
     # Turn by turn, which parts no frame has had yet.
@@ -279,7 +296,7 @@ def _spellings(
     """Part a group by how it is spelt, where enough rows spell it so: capitals may be what a model listens to."""
     spelt: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index in group:
-        texts = turns[index].system, opened[index], closed[index]
+        texts = turns[index].system_spelling, opened[index], closed[index]
         spelt[tuple(text for text, is_in in zip(texts, wanted[1:], strict=True) if is_in)].append(
             index
         )
