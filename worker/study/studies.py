@@ -196,8 +196,6 @@ STUDIES: dict[str, Study] = {
                 for alpha in (0.00125, 0.005, 0.02)
             ),
             MODES,
-            seeds=(1,),
-            split=Split.VALIDATION,
         ),
         Study(
             "samples",
@@ -379,8 +377,6 @@ STUDIES: dict[str, Study] = {
                 replace(TITER_ADAPTER, name="adapter of rank 64", rank=64),
             ),
             MODES,
-            seeds=(1,),
-            split=Split.VALIDATION,
         ),
         Study(
             "attacks",
