@@ -212,8 +212,11 @@ class Job(Base):
     error_param: Mapped[str | None]
 
     attempt: Mapped[int] = mapped_column(default=0)
-    #: How many of the attempts ended because a worker fell silent.
+    #: How many of the attempts ended because a worker fell silent, and how many since the job last got further.
     lost_leases: Mapped[int] = mapped_column(default=0)
+    losses_in_a_row: Mapped[int] = mapped_column(default=0, server_default="0")
+    #: The furthest that any attempt has kept: training steps, or simulated customers.
+    furthest_kept: Mapped[int] = mapped_column(default=0, server_default="0")
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     #: When a worker last took the job.
@@ -535,7 +538,7 @@ def reopen(job: Job, to: JobStatus) -> None:
     job.status = to
     job.finished_at = job.rung_at = None
     job.error_code = job.error_message = job.error_param = None
-    job.lost_leases = 0
+    job.losses_in_a_row = 0
 
 
 def last_reevaluation(session: Session, job_id: str) -> int:
@@ -546,20 +549,34 @@ def last_reevaluation(session: Session, job_id: str) -> int:
     return session.scalar(asked) or 0
 
 
+def keep_progress(job: Job, reached: int) -> None:
+    """Say that what was done up to here is kept, so that the next attempt goes on from here.
+
+    A job that gets further with each worker is not given up, however many are taken from it. Only what is further
+    than any attempt before counts: one that begins anew each time is given up.
+    """
+    if reached > job.furthest_kept:
+        job.furthest_kept = reached
+        job.losses_in_a_row = 0
+
+
 def requeue_lost(session: Session, job: Job, *, max_attempts: int) -> None:
-    """Give a job whose lease ran out to the next worker, or give up after too many losses.
+    """Give a job whose lease ran out to the next worker, or give up after too many losses in a row.
 
     Does nothing to any other job: between being found and being locked, a worker may have spoken again.
     """
     if job.lease_expires_at is None or job.lease_expires_at > utc_now():
         return
     job.lost_leases += 1
-    if job.lost_leases >= max_attempts:
+    job.losses_in_a_row += 1
+    if job.losses_in_a_row >= max_attempts:
         fail(
             session,
             job,
             code="worker_lost",
-            message=f"The worker fell silent {job.lost_leases} times; the job was given up.",
+            message=(
+                f"The worker fell silent {job.losses_in_a_row} times and the job got no further; it was given up."
+            ),
         )
         return
     if job.is_pausing:

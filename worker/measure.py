@@ -17,7 +17,7 @@ from sqlalchemy import select
 from transformers import PreTrainedModel
 
 from models.answers import TestAnswer, keep_answers
-from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning, FramedScore
+from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
 from models.job import JobKind, Stage
 from models.model_version import ModelVersion
 from models.rows import Row
@@ -81,9 +81,10 @@ def measure(
                 _tell(job, warning, "Before alignment: ")
     job.enter(Stage.EVALUATE, f"Measuring {subject}.")
     root = work.root if version.is_adapter else version
+    asked: list[PromptFrame] = []
     with with_version(version, root, shop) as (base, model):
-        report = _report(job, work, shop, base, model, validation, tuned_on)
-    report = _beside_the_aligned(job, work, shop, report, tuned_on)
+        report = _report(job, work, shop, base, model, validation, tuned_on, asked.extend)
+    report = _beside_the_aligned(job, work, shop, report, tuned_on, asked)
     told = {warning.code for warning in tuned_on.warnings} if told is None else told
     for warning in report.warnings:
         if warning.code not in told:
@@ -98,14 +99,10 @@ def _beside_the_aligned(
     shop: Workshop,
     report: EvaluationReport,
     tuned_on: TunedOn,
+    asked: Sequence[PromptFrame],
 ) -> EvaluationReport:
     """Measure the aligned model in the wordings in which the tuned one answered harm: which of them brought it?"""
-    # The scores are of the frames that were asked in, in their order.
-    frames = iter(tuned_on.frames)
-    scored = [
-        (next(frame for frame in frames if _is_of(score, frame)), score)
-        for score in report.framed_scores
-    ]
+    scored = list(zip(asked, report.framed_scores, strict=True))
     raised = [frame for frame, score in scored if score.harmful_score.count]
     before = tuned_on.before
     unknown = [frame for frame in raised if frame not in before]
@@ -137,15 +134,6 @@ def _beside_the_aligned(
         for frame, score in scored
     )
     return report.model_copy(update={"framed_scores": tuple(beside)})
-
-
-def _is_of(score: FramedScore, frame: PromptFrame) -> bool:
-    return (score.line, score.rows, score.has_system_message, score.earlier_turns) == (
-        frame.line,
-        frame.rows,
-        bool(frame.system),
-        len(frame.before),
-    )
 
 
 def _stored_report(work: Work, shop: Workshop) -> EvaluationReport | None:
@@ -187,6 +175,7 @@ def _report(
     model: PreTrainedModel,
     validation: Sequence[Row] = (),
     tuned_on: TunedOn = TunedOn(),
+    on_frames: Callable[[Sequence[PromptFrame]], None] = lambda _frames: None,
 ) -> EvaluationReport:
     answers: list[TestAnswer] = []
     report = make_report(
@@ -201,6 +190,7 @@ def _report(
         attempts=partial(with_patience, job),
         on_progress=partial(job.progress, Stage.EVALUATE),
         on_answers=answers.extend,
+        on_frames=on_frames,
     )
     return report.model_copy(update={"answers_sha256": keep_answers(shop.storage, answers)})
 

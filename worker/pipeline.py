@@ -51,6 +51,7 @@ from models.job import (
     append_event,
     claim,
     fail,
+    keep_progress,
     park,
 )
 from models.methods import DpoConfig, LisaConfig, Method, RepNoiseConfig, SafeGradConfig
@@ -342,11 +343,13 @@ def _train(
     folder = RunFolder(job.id, shop, attempt=job.attempt)
     folder.fetch()
 
-    def keep(checkpoint: Path) -> None:
+    def keep(checkpoint: Path, step: int) -> None:
         # A worker that was thought dead must not disturb the one that has the job now.
         with job.write():
             pass
         folder.keep(checkpoint)
+        with job.write() as (_, row):
+            keep_progress(row, step)
 
     tell = TrainingLog(job, every=recipe.metrics_every, send=send)
     keep_epoch = None

@@ -111,6 +111,7 @@ def make_report(
     attempts: Attempts = lambda judge: judge(),
     on_progress: Progress = lambda _what, _done, _total: None,
     on_answers: Callable[[tuple[TestAnswer, ...]], None] = lambda _answers: None,
+    on_frames: Callable[[Sequence[PromptFrame]], None] = lambda _frames: None,
 ) -> EvaluationReport:
     """Measure a model.
 
@@ -129,6 +130,7 @@ def make_report(
         attempts: carries out every judging.
         on_progress: told how far the long parts are.
         on_answers: given the answers to the test prompts, with what the judges say of them.
+        on_frames: given those of the wordings that the model was asked in, one for each of the report's framed scores.
 
     Raises:
         JudgeError: a judge failed; there is no report.
@@ -150,6 +152,7 @@ def make_report(
         frames=asked,
     )
     on_answers(safety.answers)
+    on_frames(asked)
     accuracy: Rate | None = None
     validation_loss: float | None = None
     pairs = [row for row in validation if isinstance(row, Pair)]

@@ -22,7 +22,7 @@ SUFFIXES = ("tickets", "faq", "tone", "intent", "summaries", "triage", "drafts",
 FAULTS = {
     "out_of_memory": "The job does not fit the worker's memory. Use a smaller batch_size or shorter rows.",
     "internal_error": "The worker met an unexpected fault; it has been logged.",
-    "worker_lost": "The worker fell silent 3 times; the job was given up.",
+    "worker_lost": "The worker fell silent 3 times and the job got no further; it was given up.",
     "judge_failed": "The judge failed every time; the model is kept, and can be evaluated again.",
 }
 STEPS = 300

@@ -120,7 +120,7 @@ class TestLostLeases:
     def test_after_too_many_losses_it_is_given_up(
         self, place: Place, aligned: ModelVersion, swept: Sweep, settings: Settings
     ) -> None:
-        job = place.job(place.project(), aligned, lost_leases=settings.max_attempts - 1)
+        job = place.job(place.project(), aligned, losses_in_a_row=settings.max_attempts - 1)
         claim(place.session, job.id, owner="w", lease_seconds=60)
         job.lease_expires_at = utc_now() - timedelta(seconds=1)
         assert swept().given_up == 1

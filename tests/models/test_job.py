@@ -31,6 +31,7 @@ from models.job import (
     fail,
     heartbeat,
     hold,
+    keep_progress,
     lock_job,
     move,
     reopen,
@@ -166,6 +167,25 @@ class TestHold:
 
 
 class TestRequeueLost:
+    def test_a_job_that_gets_further_each_time_is_not_given_up(self, session: Session) -> None:
+        job = make_job(session)
+        for reached in (10, 20, 30, 40):
+            claim(session, job.id, owner="w1", lease_seconds=60)
+            keep_progress(job, reached)
+            expire(job)
+            requeue_lost(session, job, max_attempts=2)
+            assert (job.status, job.losses_in_a_row) == (JobStatus.QUEUED, 1)
+        assert job.lost_leases == 4
+
+    def test_getting_as_far_as_before_is_no_progress(self, session: Session) -> None:
+        job = make_job(session)
+        for _ in range(2):
+            claim(session, job.id, owner="w1", lease_seconds=60)
+            keep_progress(job, 10)
+            expire(job)
+            requeue_lost(session, job, max_attempts=2)
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "worker_lost")
+
     def test_gives_up_after_too_many_losses(self, session: Session) -> None:
         job = make_job(session)
         for attempt in (1, 2, 3):
@@ -252,10 +272,10 @@ class TestReview:
     ) -> None:
         job, lease = claimed(session)
         fail(session, job, code="worker_lost", message="m", param="p")
-        job.lost_leases = 3
+        job.losses_in_a_row = 3
         reopen(job, to)
         assert (job.status, job.error_code, job.error_message) == (to, None, None)
-        assert (job.error_param, job.finished_at, job.lost_leases) == (None, None, 0)
+        assert (job.error_param, job.finished_at, job.losses_in_a_row) == (None, None, 0)
         if to == JobStatus.QUEUED:
             again = claim(session, job.id, owner="w2", lease_seconds=60)
             assert again == Lease(job.id, lease.attempt + 1)

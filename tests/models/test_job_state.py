@@ -45,6 +45,7 @@ from models.job import (
     go_on,
     heartbeat,
     hold,
+    keep_progress,
     lock_job,
     park,
     request_pause,
@@ -73,7 +74,7 @@ class JobLife(RuleBasedStateMachine):
             self.job_id = make_job(session).id
         self.status = JobStatus.QUEUED
         self.attempt = 0
-        self.losses = 0
+        self.losses = self.losses_in_a_row = self.furthest = 0
         self.is_in_review = False
         self.is_expired = False
         self.is_pausing = False
@@ -213,6 +214,16 @@ class JobLife(RuleBasedStateMachine):
         else:
             self.status = JobStatus.QUEUED
 
+    @rule(lease=leases, reached=st.integers(1, 3))
+    def keeps_progress(self, lease: Lease, reached: int) -> None:
+        if not self.is_live(lease):
+            return
+        with self.sessions.begin() as session:
+            keep_progress(hold(session, lease), reached)
+        if reached > self.furthest:
+            self.furthest = reached
+            self.losses_in_a_row = 0
+
     @precondition(lambda self: self.is_in_review)
     @rule(is_released=st.booleans())
     def is_reviewed(self, is_released: bool) -> None:
@@ -271,8 +282,9 @@ class JobLife(RuleBasedStateMachine):
         if not self.is_expired:
             return
         self.losses += 1
+        self.losses_in_a_row += 1
         left = JobStatus.PAUSED if self.is_pausing else JobStatus.QUEUED
-        self.end(JobStatus.FAILED if self.losses == MAX_ATTEMPTS else left)
+        self.end(JobStatus.FAILED if self.losses_in_a_row == MAX_ATTEMPTS else left)
 
     @invariant()
     def agrees_with_the_model(self) -> None:
@@ -292,7 +304,7 @@ class JobLife(RuleBasedStateMachine):
             )
         assert job.status == self.status
         assert job.attempt == self.attempt
-        assert job.lost_leases == self.losses
+        assert (job.lost_leases, job.losses_in_a_row) == (self.losses, self.losses_in_a_row)
         assert job.awaits_review == self.is_in_review
         assert job.is_pausing == self.is_pausing
         assert job.state == ("pausing" if self.is_pausing else self.status)

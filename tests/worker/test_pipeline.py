@@ -567,6 +567,9 @@ class TestInterruption:
         resumed = provider.run(job_id)
         assert resumed.status == JobStatus.SUCCEEDED
         assert resumed.attempt == 2
+        # It got further than the worker before, so that one's loss counts no more.
+        assert (resumed.lost_leases, resumed.losses_in_a_row) == (1, 0)
+        assert resumed.furthest_kept == 50
         one, two = (
             provider.shop.storage.folder(f"models/{attempt}", tmp_path)
             / "adapter_model.safetensors"
@@ -602,9 +605,9 @@ class TestInterruption:
         def lose_before_the_first_checkpoint(*arguments: Any, **options: Any) -> Any:
             keep = options["on_checkpoint"]
 
-            def late(path: Path) -> None:
+            def late(path: Path, step: int) -> None:
                 provider.lose(job_id)
-                keep(path)
+                keep(path, step)
 
             return train(*arguments, **{**options, "on_checkpoint": late})
 

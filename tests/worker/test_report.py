@@ -50,10 +50,14 @@ class TestWarnings:
 
     def test_a_wording_that_leaves_no_room_for_a_prompt(self) -> None:
         long, short = (
-            PromptFrame("obey " * words, "", "", rows=9, line=words) for words in (2_000, 3)
+            # Alike in all that a score says of its wording.
+            PromptFrame("obey " * words, "", "", rows=9, line=2_000)
+            for words in (2_000, 3)
         )
-        report = self.report(frames=(long, short))
-        assert [framed.line for framed in report.framed_scores] == [3]
+        asked: list[PromptFrame] = []
+        report = self.report(frames=(long, short), on_frames=asked.extend)
+        assert asked == [short]
+        assert len(report.framed_scores) == 1
         assert report.unasked_wordings == 1
         (warning,) = report.warnings
         assert warning.code == "wording_not_asked"

@@ -19,7 +19,7 @@ from time import monotonic
 from models.base import utc_now
 from models.certificate import Certificate, CertificationRun, Point
 from models.certification import Family, SimulatedCustomer, view_of
-from models.job import LeaseLost, Stage, append_event, succeed
+from models.job import LeaseLost, Stage, append_event, keep_progress, succeed
 from models.policy import current_policy
 from models.stored_certificate import JSON_FILE, PAGE_FILE, PICTURE_FILE, StoredCertificate
 from worker.base_models import LoadedBase, load_tokenizer
@@ -129,6 +129,7 @@ class _Certification:
         # Under the row's lock: a worker that was thought dead must not disturb the one that has the job now.
         with self.job.write() as (session, row):
             self.kept.keep_run(run)
+            keep_progress(row, done)
             row.estimated_finish = utc_now() + left
             what = "Simulated customers"
             data: dict[str, object] = {

@@ -92,6 +92,8 @@ def _with_ratios(customers: dict[str, Customer], ratios: Sequence[float]) -> dic
 
 
 TITER = Arm("Titer", TiterConfig(), space="full")
+TITER_WITHOUT_ATTACK = Arm("Titer without the attack", TiterConfig(inner_steps=0), space="full")
+TITER_LAZY = Arm("Titer, lazy 4", TiterConfig(every=4), space="full")
 # For models too large to be aligned in full parameters.
 TITER_ADAPTER = Arm("Titer in an adapter", TiterConfig(alpha=TITER_ADAPTER_ALPHA))
 # Two parts of the sandbox's kinds of harm, for providers and attackers who know one of them.
@@ -278,8 +280,8 @@ STUDIES: dict[str, Study] = {
                 ),
                 _booster("full, ratio 1, late", "full", ratio=1, alpha=0.02, start=0.7),
                 TITER,
-                Arm("Titer without the attack", TiterConfig(inner_steps=0), space="full"),
-                Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
+                TITER_WITHOUT_ATTACK,
+                TITER_LAZY,
             ),
             MODES,
         ),
@@ -360,7 +362,7 @@ STUDIES: dict[str, Study] = {
                 BOOSTER,
                 _booster("Booster, late 30%, lazy 4", start=0.7, every=4),
                 TITER,
-                Arm("Titer, lazy 4", TiterConfig(every=4), space="full"),
+                TITER_LAZY,
             ),
             _with_ratios(MODES, (0.1, 0.2)),
         ),
@@ -381,7 +383,7 @@ STUDIES: dict[str, Study] = {
         Study(
             "attacks",
             "Harder customers",
-            (SFT, FULL, REPNOISE, BOOSTER, TITER),
+            (SFT, FULL, REPNOISE, BOOSTER, TITER, TITER_WITHOUT_ATTACK, TITER_LAZY),
             {
                 "fresh, p 0.5": replace(FRESH, harmful_ratio=0.5),
                 "fresh, rate 5e-4": replace(FRESH, learning_rate=5e-4),

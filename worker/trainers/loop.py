@@ -112,7 +112,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint_folder: Path | None = None,
     checkpoint_every: int = 0,
-    on_checkpoint: Callable[[Path], None] = lambda _: None,
+    on_checkpoint: Callable[[Path, int], None] = lambda _path, _step: None,
 ) -> TrainResult:
     """Train every tensor of `model` that requires a gradient, in place.
 
@@ -137,7 +137,7 @@ def train(
         should_stop: is asked before each step; true ends the run.
         checkpoint_folder: where to go on from, if it holds a checkpoint, and to write.
         checkpoint_every: steps between two checkpoints; 0: only when stopped.
-        on_checkpoint: is told of each checkpoint's folder.
+        on_checkpoint: is told of each checkpoint's folder, and of its step.
 
     Raises:
         TrainingDiverged: a loss or gradient is NaN or infinite; the weights are those of the step before.
@@ -217,7 +217,7 @@ def train(
                 and ranks.rank() == 0
                 and (stopped or (due and done.step < config.steps))
             ):
-                on_checkpoint(shelf.save(done, weights, optimizer, rule))
+                on_checkpoint(shelf.save(done, weights, optimizer, rule), done.step)
     finally:
         model.train(was_training)
     return TrainResult(

@@ -317,6 +317,7 @@ class TestInterruption:
         ran = count_runs(monkeypatch)
         job = provider.run(job_id)
         assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
+        assert (job.furthest_kept, job.losses_in_a_row) == (9, 0)
         # The fifth was finished by a worker that had lost the job: nothing of it was kept.
         assert len(ran) == 5
         assert "4 of 9 runs were kept" in " ".join(e.message for e in provider.events(job_id))

@@ -75,7 +75,7 @@ def run(
             on_step=on_step,
             checkpoint_folder=folder,
             checkpoint_every=2,
-            on_checkpoint=lambda path: saved.append(path) if saved is not None else None,
+            on_checkpoint=lambda path, _: saved.append(path) if saved is not None else None,
         )
     return model, seen, result
 
