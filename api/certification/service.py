@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from api.certification.schemas import CreateCertification
 from api.jobs.replay import Replay, find_replayed, request_hash
-from api.jobs.service import ModelNotAligned, start
+from api.jobs.service import ModelNotAligned, running_job, start
 from models.api_key import ApiKey
 from models.audit import record
 from models.errors import Conflict
-from models.job import TERMINAL, Job, JobKind
+from models.job import Job, JobKind
 from models.model_version import VersionKind, get_version
 from models.safety_set import CERTIFICATION_FILES
 from models.storage import Storage
@@ -55,7 +55,11 @@ def create_certification(
         )
     plan = asked.chosen_plan
     plan.check_supply(_count_rows(storage, version.safety_prefix))
-    _refuse_second(session, version.id)
+    running = running_job(session, JobKind.CERTIFY, version.id)
+    if running is not None:
+        raise CertificationRunning(
+            f"The job {running} certifies this model and has not ended.", param="model"
+        )
     job = Job(
         project_id=by.project_id,
         kind=JobKind.CERTIFY,
@@ -112,19 +116,3 @@ def _count_rows(storage: Storage, prefix: str) -> dict[str, int]:
         for name, key in keys.items()
         if storage.exists(key)
     }
-
-
-def _refuse_second(session: Session, version_id: str) -> None:
-    running = session.scalar(
-        select(Job.id)
-        .where(
-            Job.kind == JobKind.CERTIFY,
-            Job.model_id == version_id,
-            Job.status.not_in(TERMINAL),
-        )
-        .limit(1)
-    )
-    if running is not None:
-        raise CertificationRunning(
-            f"The job {running} certifies this model and has not ended.", param="model"
-        )

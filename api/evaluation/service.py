@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.evaluation.schemas import CreateEvaluation
 from api.jobs.replay import Replay, find_replayed, request_hash
-from api.jobs.service import start
+from api.jobs.service import running_job, start
 from models.api_key import ApiKey
 from models.audit import record
 from models.errors import Conflict
-from models.job import TERMINAL, Job, JobKind
+from models.job import Job, JobKind
 from models.model_version import get_version
 
 
@@ -36,7 +35,11 @@ def create_evaluation(session: Session, by: ApiKey, asked: CreateEvaluation, rep
     # Not to be deleted meanwhile, nor measured by two requests at once.
     session.refresh(version, with_for_update=True)
     version = get_version(session, asked.model, project_id=None)
-    _refuse_second(session, version.id)
+    running = running_job(session, JobKind.EVALUATE, version.id)
+    if running is not None:
+        raise EvaluationRunning(
+            f"The job {running} measures this model and has not ended.", param="model"
+        )
     job = Job(
         project_id=by.project_id,
         kind=JobKind.EVALUATE,
@@ -57,19 +60,3 @@ def create_evaluation(session: Session, by: ApiKey, asked: CreateEvaluation, rep
         details={"model": version.id},
     )
     return job
-
-
-def _refuse_second(session: Session, version_id: str) -> None:
-    running = session.scalar(
-        select(Job.id)
-        .where(
-            Job.kind == JobKind.EVALUATE,
-            Job.model_id == version_id,
-            Job.status.not_in(TERMINAL),
-        )
-        .limit(1)
-    )
-    if running is not None:
-        raise EvaluationRunning(
-            f"The job {running} measures this model and has not ended.", param="model"
-        )

@@ -29,6 +29,7 @@ from models.hyperparameters import (
     resolve_finetune,
 )
 from models.job import (
+    TERMINAL,
     Job,
     JobEvent,
     JobKind,
@@ -296,6 +297,14 @@ def get_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | N
     if job is None:
         raise JobNotFound(f"No job {job_id[:64]!r} in this project.", param="fine_tuning_job_id")
     return job
+
+
+def running_job(session: Session, kind: JobKind, model_id: str) -> str | None:
+    """Give the job of this kind that is on a model and has not ended, if there is one."""
+    query = select(Job.id).where(
+        Job.kind == kind, Job.model_id == model_id, Job.status.not_in(TERMINAL)
+    )
+    return session.scalar(query.limit(1))
 
 
 def cancel_job(

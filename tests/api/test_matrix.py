@@ -138,6 +138,8 @@ TABLE = [
     Line(f"GET {CERTIFYING}", PROVIDER),
     Line(f"GET {CERTIFYING}/{{job_id}}", PROVIDER, World.certification),
     Line(f"POST {CERTIFYING}/{{job_id}}/cancel", PROVIDER, World.certification, wrong=World.ended_certification),
+    Line(f"POST {CERTIFYING}/{{job_id}}/pause", PROVIDER, World.certification, wrong=World.ended_certification),
+    Line(f"POST {CERTIFYING}/{{job_id}}/resume", PROVIDER, World.paused_certification, wrong=World.ended_certification),
     Line(f"GET {CERTIFYING}/{{job_id}}/events", PROVIDER, World.certification),
     Line(f"GET {CERTIFYING}/{{job_id}}/events/stream", PROVIDER, World.ended_certification),
 
@@ -145,6 +147,8 @@ TABLE = [
     Line(f"GET {EVALUATING}", PROVIDER),
     Line(f"GET {EVALUATING}/{{job_id}}", PROVIDER, World.evaluation),
     Line(f"POST {EVALUATING}/{{job_id}}/cancel", PROVIDER, World.evaluation, wrong=World.ended_evaluation),
+    Line(f"POST {EVALUATING}/{{job_id}}/pause", PROVIDER, World.evaluation, wrong=World.ended_evaluation),
+    Line(f"POST {EVALUATING}/{{job_id}}/resume", PROVIDER, World.paused_evaluation, wrong=World.ended_evaluation),
     Line(f"GET {EVALUATING}/{{job_id}}/events", PROVIDER, World.evaluation),
     Line(f"GET {EVALUATING}/{{job_id}}/events/stream", PROVIDER, World.ended_evaluation),
 

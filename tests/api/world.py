@@ -183,11 +183,17 @@ class World:
     def certification(self) -> str:
         return self._certification(JobStatus.QUEUED)
 
+    def paused_certification(self) -> str:
+        return self._certification(JobStatus.PAUSED)
+
     def ended_certification(self) -> str:
         return self._certification(JobStatus.SUCCEEDED)
 
     def evaluation(self) -> str:
         return self._evaluation(JobStatus.QUEUED)
+
+    def paused_evaluation(self) -> str:
+        return self._evaluation(JobStatus.PAUSED)
 
     def ended_evaluation(self) -> str:
         return self._evaluation(JobStatus.SUCCEEDED)

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from models.base import utc_now
 from models.evaluation import Evaluation, latest_evaluation
 from models.file import File
-from models.job import Job, JobKind, JobStatus
+from models.job import JobStatus
 from models.model_version import Gate
 from tests.worker.toy_provider import BASE_ID, ROWS, STRICT, Provider
 
@@ -18,18 +18,7 @@ pytestmark = pytest.mark.long
 
 def evaluate(provider: Provider, model: str) -> Evaluation:
     """Run a job that measures the model, and give what it stored."""
-    with provider.shop.sessions.begin() as session:
-        job = Job(
-            project_id=provider.project.id,
-            kind=JobKind.EVALUATE,
-            model_id=model,
-            result_model_id=model,
-            seed=0,
-            recipe={},
-        )
-        session.add(job)
-        session.flush()
-        job_id = job.id
+    job_id = provider.evaluate(model)
     job = provider.run(job_id)
     assert (job.status, job.error_message) == (JobStatus.SUCCEEDED, None)
     with provider.shop.sessions() as session:

@@ -30,6 +30,16 @@ def pause_at_step(
     act_at_step(monkeypatch, step, lambda: provider.change(job_id, request_pause))
 
 
+def pause_while_measuring(provider: Provider, monkeypatch: pytest.MonkeyPatch, job_id: str) -> None:
+    report = measure.make_report
+
+    def pause_then_report(*arguments: object, **options: object) -> object:
+        provider.change(job_id, request_pause)
+        return report(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measure, "make_report", pause_then_report)
+
+
 def curve(provider: Provider, job_id: str) -> list[dict[str, object]]:
     return [e.data for e in provider.events(job_id) if e.type == "metrics" and e.data]
 
@@ -184,19 +194,26 @@ class TestAlignment:
         assert hashes[0] == hashes[1]
 
 
+class TestEvaluation:
+    def test_a_paused_evaluation_begins_anew(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = provider.run(provider.finetune(ROWS))
+        job_id = provider.evaluate(made.result_model_id)
+        with monkeypatch.context() as patch:
+            pause_while_measuring(provider, patch, job_id)
+            assert provider.run(job_id).status == JobStatus.PAUSED
+        provider.change(job_id, resume)
+        assert provider.run(job_id).status == JobStatus.SUCCEEDED
+
+
 class TestAfterTraining:
     def test_a_pause_while_measuring_keeps_the_adapter_and_measures_anew(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job_id = provider.finetune(ROWS)
         with monkeypatch.context() as patch:
-            report = measure.make_report
-
-            def pause_then_report(*arguments: object, **options: object) -> object:
-                provider.change(job_id, request_pause)
-                return report(*arguments, **options)  # type: ignore[arg-type]
-
-            patch.setattr(measure, "make_report", pause_then_report)
+            pause_while_measuring(provider, patch, job_id)
             paused = provider.run(job_id)
         assert (paused.status, paused.stage) == (JobStatus.PAUSED, Stage.EVALUATE)
         kept = provider.adapter(paused.result_model_id)

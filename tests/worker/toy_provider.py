@@ -230,6 +230,21 @@ class Provider:
             )
             return job.id
 
+    def evaluate(self, model: str) -> str:
+        """Queue a job that measures a model anew."""
+        with self.shop.sessions.begin() as session:
+            job = Job(
+                project_id=self.project.id,
+                kind=JobKind.EVALUATE,
+                model_id=model,
+                result_model_id=model,
+                seed=0,
+                recipe={},
+            )
+            session.add(job)
+            session.flush()
+            return job.id
+
     def run(self, job_id: str) -> Job:
         pipeline.run(job_id, self.shop)
         return self.job(job_id)

@@ -19,7 +19,7 @@ from time import monotonic
 from models.base import utc_now
 from models.certificate import Certificate, CertificationRun, Point
 from models.certification import Family, SimulatedCustomer, view_of
-from models.job import LeaseLost, Stage, append_event, keep_progress, succeed
+from models.job import PauseRequested, Stage, append_event, keep_progress, succeed
 from models.policy import current_policy
 from models.stored_certificate import JSON_FILE, PAGE_FILE, PICTURE_FILE, StoredCertificate
 from worker.base_models import LoadedBase, load_tokenizer
@@ -45,6 +45,7 @@ def certify(job: LeasedJob, shop: Workshop) -> None:
         DomainError: the safety set does not suffice, or something that the job names is gone.
         JudgeError: the judge failed every time.
         LeaseLost: the job is no longer this worker's.
+        PauseRequested: it is to pause.
     """
     task = read_assignment(job.id, shop)
     cost = task.plan.cost(is_adapter=task.version.is_adapter)
@@ -73,6 +74,7 @@ class _Certification:
         return {family: self._before(family) for family in families}
 
     def _before(self, family: Family) -> Point:
+        self.job.check()
         found = self.kept.before(family)
         if found is not None:
             return found
@@ -119,10 +121,12 @@ class _Certification:
                 yardstick=task.yardstick(customer.family, seed, base.tokenizer, self.judge),
                 max_length=task.plan.max_length,
                 ask=partial(with_patience, self.job),
-                should_stop=self.job.is_lost,
+                should_stop=self.job.should_stop,
             )
         if run is None:
-            raise LeaseLost
+            self.job.check()
+            # The wish to pause was withdrawn when the run had ended: the job is queued again.
+            raise PauseRequested
         return run
 
     def _keep(self, run: CertificationRun, done: int, total: int, left: timedelta) -> None:

@@ -125,8 +125,7 @@ class JobPage:
     def can_be_paused(self) -> bool:
         """Whether a pause can be asked for."""
         return (
-            self.job.kind in (JobKind.ALIGN, JobKind.FINETUNE)
-            and self.job.status in (JobStatus.QUEUED, JobStatus.RUNNING)
+            self.job.status in (JobStatus.QUEUED, JobStatus.RUNNING)
             and not self.job.awaits_review
             and not self.job.is_pausing
         )

@@ -17,7 +17,16 @@ from models.base import utc_now
 from models.certificate import Certificate, CertificationRun
 from models.certification import CertificationPlan, SimulatedCustomer
 from models.evaluation import latest_evaluation
-from models.job import Job, JobEvent, JobStatus, cancel, lock_job, requeue_lost
+from models.job import (
+    Job,
+    JobEvent,
+    JobStatus,
+    cancel,
+    lock_job,
+    request_pause,
+    requeue_lost,
+    resume,
+)
 from models.model_version import Gate, ModelVersion
 from models.policy import PolicyRules, SafetyPolicy
 from models.session import make_engine, session_factory
@@ -35,9 +44,10 @@ from tests.worker.toy_provider import (
     toy_certification_rows,
     toy_safety_set,
 )
-from worker import pipeline
+from worker import leased_job, pipeline
 from worker.base_models import ResidentBase
 from worker.certify import job as certification
+from worker.certify import simulate as simulation
 from worker.certify.assignment import read_assignment
 from worker.certify.attack import training_rows
 from worker.judge import RefusalStringsJudge
@@ -325,6 +335,37 @@ class TestInterruption:
         assert without_seconds(one) == without_seconds(two)
         assert one.cost.trained_tokens == two.cost.trained_tokens
         assert one.cost.answers == two.cost.answers
+
+    def test_a_paused_job_lets_go_in_the_middle_of_a_run_and_goes_on_later(
+        self, finished: Finished, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        provider = finished.provider
+        job_id = provider.ask(finished.version)
+        ran = count_runs(monkeypatch)
+        with monkeypatch.context() as patch:
+            patch.setattr(leased_job, "ASK_SECONDS", 0.0)
+            train = simulation.train
+
+            def pause_and_train(*arguments: object, **options: object) -> object:
+                if len(ran) == 5:  # a fresh one, whose base is merged
+                    with provider.shop.sessions.begin() as session:
+                        request_pause(session, lock_job(session, job_id))
+                return train(*arguments, **options)  # type: ignore[arg-type]
+
+            patch.setattr(simulation, "train", pause_and_train)
+            paused = provider.run(job_id)
+        assert (paused.status, paused.lease_expires_at) == (JobStatus.PAUSED, None)
+        assert paused.furthest_kept == 4
+        assert not provider.shop.bases.holds(BASE_ID)
+        assert provider.run(job_id).status == JobStatus.PAUSED  # a bell wakes nobody
+        with provider.shop.sessions.begin() as session:
+            resume(session, lock_job(session, job_id))
+        job = provider.run(job_id)
+        assert (job.status, job.attempt, job.lost_leases) == (JobStatus.SUCCEEDED, 2, 0)
+        # The fifth was given up, and began anew.
+        assert len(ran) == 5 + 5
+        one, two = provider.certificate(finished.job.id), provider.certificate(job_id)
+        assert without_seconds(one) == without_seconds(two)
 
     def test_a_kept_run_that_was_damaged_is_run_again(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
