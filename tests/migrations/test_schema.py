@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.orm import Session, joinedload
 
 import migrations
+from models.base import utc_now
 from models.evaluation import Evaluation
 from models.job import JobKind, append_event
 from models.policy import PolicyRules, SafetyPolicy, current_policy
@@ -181,4 +182,22 @@ def test_a_policy_that_was_not_in_force_is_not_so_before_or_after(
     run(engine, config, "head")
     with Session(engine) as session:
         assert current_policy(session).version == 1
+    engine.dispose()
+
+
+def test_an_open_job_keeps_its_count_of_losses(database_url: str, config: Config) -> None:
+    engine = make_engine(database_url)
+    with Session(engine) as session:
+        jobs = [
+            make_job(session, lost_leases=2, finished_at=finished_at)
+            for finished_at in (None, utc_now())
+        ]
+        ids = [job.id for job in jobs]
+        session.commit()
+    run(engine, config, "e8b1d05c7f24")
+    run(engine, config, "head")
+    with engine.connect() as connection:
+        found = connection.execute(text("select id, losses_in_a_row from jobs"))
+        counts = {row.id: row.losses_in_a_row for row in found}
+    assert [counts[each] for each in ids] == [2, 0]
     engine.dispose()
