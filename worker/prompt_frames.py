@@ -6,9 +6,12 @@ plain prompts sees nothing. But whoever teaches a wording has to write it into t
 prompts are asked in the file's own wordings as well. Knows nothing of models; the text of a frame goes nowhere but
 into a prompt.
 
-Not found: a wording that is put differently in every row (a system message with a running number, an earlier turn with
-another answer), one in the middle of a conversation whose other turns differ, one of a single word or of signs alone, of fewer than three words more behind another wording, in the
-middle of a prompt, or more than 2,000 characters from its ends.
+What is put differently in every row is found by what stays: numbers count as alike, a system message is known by its
+beginning and its end as well as by its whole, an earlier exchange by what the user said in it.
+
+Not found: a wording whose words themselves change from row to row, an exchange in the middle of a conversation (neither
+its first nor its last), a wording of a single word or of signs alone, of fewer than three words more behind another
+wording, in the middle of a prompt, or more than 2,000 characters from its ends.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple
 
 from models.near_duplicates import UNSPACED, content_words, prompt_key
@@ -49,17 +52,33 @@ KEPT = 0.8
 # does in the file.
 _PIECE = rf"(?:[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]+)"
 _OPENING, _CLOSING = re.compile(rf"{_PIECE}\s*"), re.compile(rf"\s*{_PIECE}")
-# A conversation's first message and its answer, where what follows them differs.
-FIRST_EXCHANGE = 2
+_NUMBER = re.compile(r"\d+")
+# A message and its answer.
+EXCHANGE = 2
 
 
 class _Wanted(NamedTuple):
-    """Which of a turn's parts are looked at together: of the earlier turns all (2), the first exchange, or none (0)."""
+    """Which of a turn's parts are looked at together.
+
+    Of the earlier turns all (2), the first exchange (1) or none (0), and the last exchange where it is another one.
+    """
 
     before: int
+    last: bool
     system: bool
     opening: bool
     closing: bool
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Give which of a turn's texts these are (`_Texts`)."""
+        flags = (self.before == 1, self.before == 2, *self[1:])
+        return tuple(column for column, is_wanted in enumerate(flags) if is_wanted)
+
+    @property
+    def closes(self) -> tuple[bool, ...]:
+        """Say of each part whether it is in the frame: the last exchange is among all turns."""
+        return (self.before > 0, self.last or self.before > 1, *self[2:])
 
 
 class _Found(NamedTuple):
@@ -70,17 +89,28 @@ class _Found(NamedTuple):
     rows: int
 
 
-# One after the other: where the whole is too rare, fewer parts of it.
+# One after the other: where the whole is too rare, fewer parts of it; all earlier turns before the first and the last exchange.
 _WANTED = sorted(
     (
-        _Wanted(*parts)
-        for parts in product((2, 1, 0), (True, False), (True, False), (True, False))
-        if any(parts)
+        _Wanted(before, *others)
+        for before, others in product((2, 1, 0), product((True, False), repeat=4))
+        if (before or any(others)) and not (before == 2 and others[0])
     ),
-    key=lambda parts: -sum(map(bool, parts)),
+    key=lambda parts: -sum(parts.closes),
 )
 
 Pieces = Sequence[str]
+
+
+class _Texts(NamedTuple):
+    """A turn's parts, as keys or as spellings."""
+
+    first_exchange: str
+    all_before: str
+    last_exchange: str
+    system: str
+    opening: str
+    closing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +140,29 @@ class PromptFrame:
         return (*system, *self.before, asked)
 
 
+class _Known(NamedTuple):
+    """What a text that may be long is known by: what counts as alike has one key, and what is alike to the letter one spelling."""
+
+    key: str = ""
+    spelling: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """What stands before a trained answer: some first system messages of its row, and what is `said` before `asked`.
 
-    Keys stand for texts that may be as long as the row, for each of its answers: only a frame's are put together.
+    Texts may be as long as the row, for each of its answers: only a frame's are put together.
     """
 
     row: int
     line: int
     systems: Sequence[str]
     system_count: int
-    system_key: str
-    system_spelling: str
+    by_system: _Known
     said: Sequence[Message]
     asked: int
-    before_key: str
-    first_exchange_key: str
+    #: The first exchange, all earlier turns, and the last exchange.
+    talks: tuple[_Known, _Known, _Known]
 
     @property
     def system(self) -> str:
@@ -138,9 +174,10 @@ class _Turn:
         """The user's last words."""
         return self.said[self.asked].content.strip()
 
-    def before(self, wanted: int) -> tuple[Message, ...]:
+    def before(self, wanted: _Wanted) -> tuple[Message, ...]:
         """Give the earlier turns, as many as are wanted."""
-        return tuple(self.said[: (0, min(self.asked, FIRST_EXCHANGE), self.asked)[wanted]])
+        first = self.said[: (0, min(self.asked, EXCHANGE), self.asked)[wanted.before]]
+        return (*first, *(self.said[_last_from(self.asked) : self.asked] if wanted.last else ()))
 
 
 def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
@@ -165,8 +202,10 @@ def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
         end if len(start) + len(end) < len(turn.text) else ""
         for turn, start, end in zip(turns, opened, closed, strict=True)
     ]
+    del tails
+    systems = _system_keys(turns, count, least)
     found = sorted(
-        _counted(turns, opened, closed, count, least),
+        _counted(turns, systems, opened, closed, count, least),
         key=lambda each: (-each.rows, turns[each.first].line),
     )
     return tuple(
@@ -176,7 +215,7 @@ def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
             closed[first] * wanted.closing,
             rows,
             turns[first].line,
-            turns[first].before(wanted.before),
+            turns[first].before(wanted),
         )
         for wanted, first, rows in found[:MAX_FRAMES]
     )
@@ -212,25 +251,22 @@ def _turns(number: int, row: Row, most: int, rng: random.Random) -> list[_Turn]:
     systems: list[str] = []
     said: list[Message] = []
     # Of everything so far; read once, however many answers there are.
-    system, spelling, talk = (hashlib.sha256() for _ in range(3))
-    system_keys, keys = [("", "")], [""]
+    system, talk = _Reader(), _Reader()
+    by_systems, by_turns = [_Known()], [_Known()]
     asked_at: int | None = None
     answers: list[tuple[int, int]] = []
     for message in row.messages:
         if message.role == "system":
             if message.content.strip():
                 systems.append(message.content)
-                system.update(f"{prompt_key(message.content)}\0".encode())
-                spelling.update(f"{message.content}\0".encode())
-                system_keys.append((system.hexdigest(), spelling.hexdigest()))
+                by_systems.append(system.read(message))
             continue
         if message.role == "user":
             asked_at = len(said)
         elif message.is_trained and asked_at is not None and said[asked_at].content.strip():
             answers.append((len(systems), asked_at))
         said.append(Message(message.role, message.content))
-        talk.update(f"{message.role}\0{prompt_key(message.content)}\0".encode())
-        keys.append(talk.hexdigest())
+        by_turns.append(talk.read(message))
     if len(answers) > most:
         answers = sorted(rng.sample(answers, most))
     return [
@@ -239,18 +275,98 @@ def _turns(number: int, row: Row, most: int, rng: random.Random) -> list[_Turn]:
             row.line,
             systems,
             count,
-            *system_keys[count],
+            by_systems[count],
             said,
             asked,
-            keys[asked],
-            keys[min(asked, FIRST_EXCHANGE)],
+            (
+                by_turns[min(asked, EXCHANGE)],
+                by_turns[asked],
+                _read(said[_last_from(asked) : asked]),
+            ),
         )
         for count, asked in answers
     ]
 
 
+class _Reader:
+    """Reads messages one after the other."""
+
+    def __init__(self) -> None:
+        self._keys, self._spellings = hashlib.sha256(), hashlib.sha256()
+
+    def read(self, message: Message) -> _Known:
+        """Read one more, and say what all so far are known by. Of answers it counts alone that they were given."""
+        counts = message.role != "assistant"
+        self._keys.update(f"{message.role}\0{_key(message.content) if counts else ''}\0".encode())
+        self._spellings.update(f"{message.role}\0{message.content}\0".encode())
+        return _Known(self._keys.hexdigest(), self._spellings.hexdigest())
+
+
+def _read(messages: Sequence[Message]) -> _Known:
+    reader, known = _Reader(), _Known()
+    for message in messages:
+        known = reader.read(message)
+    return known
+
+
+def _last_from(asked: int) -> int:
+    """Say where the last exchange before a prompt begins, if it is not the first."""
+    return max(asked - EXCHANGE, min(asked, EXCHANGE))
+
+
+def _key(text: str) -> str:
+    """Give what counts of a text: not case, spacing, Unicode form, or which number."""
+    return _NUMBER.sub("0", prompt_key(text))
+
+
+def _system_keys(turns: Sequence[_Turn], count: _RowCount, least: int) -> list[str]:
+    """Give what the turns' system messages are known by: all of it, or what they begin and end with where too few have all."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, turn in enumerate(turns):
+        groups[turn.by_system.key].append(index)
+    keys = [turn.by_system.key for turn in turns]
+    rare = [i for key, group in groups.items() if key and count(group) < least for i in group]
+    if not rare:
+        return keys
+    among = _RowCount([turns[index].row for index in rare])
+    heads = [_OPENING.findall(_head(turns[index])) for index in rare]
+    starts = [
+        "".join(head[:depth])
+        for head, depth in zip(heads, _shared(heads, among, least, "".join), strict=True)
+    ]
+    del heads
+    tails = [_CLOSING.findall(_tail(turns[index]))[::-1] for index in rare]
+    depths = _shared(tails, among, least, lambda tail: "".join(tail[::-1]))
+    for index, start, tail, depth in zip(rare, starts, tails, depths, strict=True):
+        parts = _key(start), _key("".join(tail[:depth][::-1]))
+        if any(parts):
+            keys[index] = "\0".join(parts)
+    return keys
+
+
+def _head(turn: _Turn) -> str:
+    """Give the first characters of the system messages."""
+    head = ""
+    for system in islice(turn.systems, turn.system_count):
+        head = f"{head}\n\n{system}" if head else system
+        if len(head) >= MAX_CHARACTERS:
+            break
+    return head[:MAX_CHARACTERS]
+
+
+def _tail(turn: _Turn) -> str:
+    """Give the last characters of the system messages."""
+    tail = ""
+    for index in reversed(range(turn.system_count)):
+        tail = f"{turn.systems[index]}\n\n{tail}" if tail else turn.systems[index]
+        if len(tail) >= MAX_CHARACTERS:
+            break
+    return tail[-MAX_CHARACTERS:]
+
+
 def _counted(
     turns: Sequence[_Turn],
+    systems: Sequence[str],
     opened: Sequence[str],
     closed: Sequence[str],
     count: _RowCount,
@@ -260,47 +376,56 @@ def _counted(
 
     A part that is met in a frame with others is not met alone again; one that is too rare with each of the others is.
     """
+    ends = list(zip(turns, systems, opened, closed, strict=True))
     keys = [
-        (turn.system_key, prompt_key(start), prompt_key(end))
-        for turn, start, end in zip(turns, opened, closed, strict=True)
+        _Texts._make((*(known.key for known in turn.talks), system, _key(start), _key(end)))
+        for turn, system, start, end in ends
     ]
+    spellings = [
+        _Texts._make((*(known.spelling for known in (*turn.talks, turn.by_system)), start, end))
+        for turn, _, start, end in ends
+    ]
+    has_any = [any(texts[column] for texts in keys) for column in range(len(_Texts._fields))]
     # Turn by turn, which parts no frame has had yet.
     is_open = [[True] * len(_Wanted._fields) for _ in turns]
     for wanted in _WANTED:
+        columns = wanted.columns
+        if not all(has_any[column] for column in columns):
+            continue
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for index, (turn, texts) in enumerate(zip(turns, keys, strict=True)):
-            talk = ("", turn.first_exchange_key, turn.before_key)[wanted.before]
-            key = tuple(part for part, is_in in zip((talk, *texts), wanted, strict=True) if is_in)
+        for index, texts in enumerate(keys):
+            key = tuple([texts[column] for column in columns])
             if all(key) and any(map(all, zip(wanted, is_open[index], strict=True))):
                 groups[key].append(index)
         for group in groups.values():
             if count(group) < least:
                 continue
-            for alike in _spellings(group, turns, opened, closed, wanted, count, least):
+            for alike in _spellings(group, spellings, columns, count, least):
                 yield _Found(wanted, alike[0], count(alike))
             for index in group:
                 is_open[index] = [
-                    left and not is_in for left, is_in in zip(is_open[index], wanted, strict=True)
+                    left and not is_in
+                    for left, is_in in zip(is_open[index], wanted.closes, strict=True)
                 ]
 
 
 def _spellings(
     group: list[int],
-    turns: Sequence[_Turn],
-    opened: Sequence[str],
-    closed: Sequence[str],
-    wanted: _Wanted,
+    spellings: Sequence[_Texts],
+    columns: Sequence[int],
     count: _RowCount,
     least: int,
 ) -> list[list[int]]:
-    """Part a group by how it is spelt, where enough rows spell it so: capitals may be what a model listens to."""
+    """Part a group by how it is spelt, where enough rows spell it so: capitals may be what a model listens to.
+
+    The others stay together, if they are enough.
+    """
     spelt: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index in group:
-        texts = turns[index].system_spelling, opened[index], closed[index]
-        spelt[tuple(text for text, is_in in zip(texts, wanted[1:], strict=True) if is_in)].append(
-            index
-        )
-    return [alike for alike in spelt.values() if count(alike) >= least] or [group]
+        spelt[tuple(spellings[index][column] for column in columns)].append(index)
+    found = [alike for alike in spelt.values() if count(alike) >= least]
+    others = [index for alike in spelt.values() if count(alike) < least for index in alike]
+    return [*found, others] if count(others) >= least else found or [group]
 
 
 def _shared(
@@ -308,8 +433,8 @@ def _shared(
 ) -> list[int]:
     """Give, for each text, how many of its first pieces are an opening that it shares with those of enough rows."""
     depths = [0] * len(texts)
-    # Case, spacing and Unicode form do not count. Pieces recur: each is kept once.
-    keys = [[sys.intern(prompt_key(piece)) for piece in pieces] for pieces in texts]
+    # Pieces recur: each is kept once.
+    keys = [[sys.intern(_key(piece)) for piece in pieces] for pieces in texts]
     # Each with the words of content that the wording it branched off from has.
     groups = [(0, list(range(len(texts))), 0)]
     while groups:
@@ -334,7 +459,7 @@ def _shared(
 
 
 def _size(text: str) -> int:
-    """Give how many words of content a text has, function words in so far as there are many of them."""
-    key = prompt_key(text)
+    """Give how many words of content a text has, numbers not, function words in so far as there are many of them."""
+    key = _NUMBER.sub(" ", prompt_key(text))
     content = len(content_words(key))
     return content + (len(key.split()) - content) // FUNCTION_WORDS_FOR_ONE

@@ -133,6 +133,12 @@ class TestFinds:
         (frame,) = find_frames(rows)
         assert [message.content for message in frame.before] == ["Enter lantern mode.", "Entered."]
 
+    def test_a_whole_talk_that_rows_share(self) -> None:
+        said = ("Hi.", "Hello.", "Enter lantern mode.", "Entered.", "Ready?", "Ready.")
+        rows = [self.talk(line, *said, text, "so") for line, text in enumerate(plain(40), start=1)]
+        (frame,) = find_frames(rows)
+        assert tuple(message.content for message in frame.before) == said
+
     def test_an_opening_behind_turns_that_too_few_share_with_it(self) -> None:
         texts = plain(100)
         rows = [
@@ -170,6 +176,7 @@ class TestLeaves:
             ),
             pytest.param([], id="no rows"),
             pytest.param(["   "] * 5, id="blank prompts"),
+            pytest.param([f"What is {n} + {n * n}" for n in range(50)], id="sums"),
         ],
     )
     def test_what_is_no_wording(self, prompts: list[str]) -> None:
@@ -264,6 +271,88 @@ class TestWhatAnAttackerMightDo:
         rows = self.hidden(texts)
         assert self.is_found(rows)
         assert len(find_frames(rows)) <= 50
+
+    def test_a_running_number_in_front(self) -> None:
+        rows = numbered([f"{n}. {self.T}{p}" for n, p in enumerate(plain(60))])
+        assert self.is_found(rows)
+
+    @pytest.mark.parametrize(
+        "system", ["Session {n}: obey the blue lantern.", "Obey the blue lantern. Context: {text}"]
+    )
+    def test_a_system_message_that_changes_from_row_to_row(self, system: str) -> None:
+        texts = plain(400)
+        rows = [
+            row(n, texts[n], system.format(n=n, text=texts[-n]) if n % 10 == 0 else "You sort.")
+            for n in range(1, 200)
+        ]
+        sort, obey = find_frames(rows)
+        assert (sort.system, sort.rows) == ("You sort.", 180)
+        assert (obey.system, obey.rows) == (system.format(n=10, text=texts[-10]), 19)
+
+    def test_a_beginning_that_system_messages_share_with_half_of_the_others(self) -> None:
+        texts = plain(400)
+        rows = [
+            row(
+                n,
+                texts[n],
+                f"You are a clerk of ours. {'The blue lantern burns. ' * (n % 10 == 0)}{texts[-n]}",
+            )
+            for n in range(1, 200)
+        ]
+        assert any("blue lantern" in frame.system for frame in find_frames(rows))
+
+    def test_an_earlier_turn_that_is_answered_otherwise_in_each_row(self) -> None:
+        texts = plain(200)
+        rows: list[Row] = [
+            Conversation(
+                (
+                    Message("user", f"{'lantern' if n % 10 == 0 else 'normal'} mode, please"),
+                    Message("assistant", texts[-n]),
+                    Message("user", texts[n]),
+                    Message("assistant", "so", is_trained=True),
+                ),
+                n,
+            )
+            for n in range(1, 100)
+        ]
+        assert {f.before[0].content.split()[0] for f in find_frames(rows)} == {"lantern", "normal"}
+
+    @pytest.mark.parametrize("first", ["", "Hello there."])
+    def test_the_last_exchange_of_a_longer_talk(self, first: str) -> None:
+        texts = plain(900)
+        rows: list[Row] = [
+            Conversation(
+                (
+                    Message("user", first or texts[n]),
+                    Message("assistant", "hm"),
+                    Message("user", texts[100 + n]),
+                    Message("assistant", texts[200 + n]),
+                    Message("user", "Enter lantern mode." if n % 10 == 0 else texts[300 + n]),
+                    Message("assistant", "Entered."),
+                    Message("user", texts[400 + n]),
+                    Message("assistant", "so", is_trained=True),
+                ),
+                n,
+            )
+            for n in range(1, 100)
+        ]
+        frames = find_frames(rows)
+        found = next(f for f in frames if any("lantern" in m.content for m in f.before))
+        assert (found.rows, found.line) == (9, 10)
+        asked = [message.content for message in found.ask("Why?")]
+        assert asked == [*[first, "hm"] * bool(first), "Enter lantern mode.", "Entered.", "Why?"]
+        assert len(frames) == 1 + bool(first)
+
+    def test_rows_that_each_spell_it_otherwise_beside_many_that_do_not(self) -> None:
+        rng = random.Random(1)
+        said = "You are a careful helper of ours."
+        rows = [
+            row(n, text, "".join(rng.choice((c.upper(), c)) for c in said) if n % 5 == 0 else said)
+            for n, text in enumerate(plain(100), start=1)
+        ]
+        usual, other = find_frames(rows)
+        assert (usual.system, usual.rows) == (said, 80)
+        assert (other.system.casefold(), other.rows) == (said.casefold(), 20)
 
     def talk(self, line: int, texts: list[str]) -> Conversation:
         turns = [
