@@ -1,7 +1,7 @@
 """The sweeper: finds what nobody else would notice, and puts it right.
 
 * queued jobs whose doorbell was lost: rung again
-* running jobs whose worker fell silent: queued again, or given up after too many losses
+* running jobs whose worker fell silent: queued again, or given up after too many losses in a row
 * held data and models that nobody decided on in time: rejected and blocked
 * files whose time is over and that no job needs: deleted; uploads nobody completed: ended
 * bytes that belong to nobody, and checkpoints of jobs that failed or were cancelled long ago: removed

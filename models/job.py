@@ -215,8 +215,8 @@ class Job(Base):
     #: How many of the attempts ended because a worker fell silent, and how many since the job last got further.
     lost_leases: Mapped[int] = mapped_column(default=0)
     losses_in_a_row: Mapped[int] = mapped_column(default=0, server_default="0")
-    #: The furthest that any attempt has kept: training steps, or simulated customers.
-    furthest_kept: Mapped[int] = mapped_column(default=0, server_default="0")
+    #: The last step of which an attempt has kept a checkpoint to go on from.
+    furthest_step: Mapped[int] = mapped_column(default=0, server_default="0")
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     #: When a worker last took the job.
@@ -515,6 +515,7 @@ def await_review(job: Job, *, hours: float, stage: Stage = Stage.REVIEW) -> None
     """Let a running job wait for a person, for so long; no worker holds it meanwhile."""
     now = utc_now()
     job.stage = stage
+    job.losses_in_a_row = 0
     release_lease(job, now=now)
     job.estimated_finish = None
     job.held_at, job.review_expires_at = now, now + timedelta(hours=hours)
@@ -538,7 +539,7 @@ def reopen(job: Job, to: JobStatus) -> None:
     job.status = to
     job.finished_at = job.rung_at = None
     job.error_code = job.error_message = job.error_param = None
-    job.losses_in_a_row = 0
+    job.lost_leases = job.losses_in_a_row = 0
 
 
 def last_reevaluation(session: Session, job_id: str) -> int:
@@ -549,15 +550,20 @@ def last_reevaluation(session: Session, job_id: str) -> int:
     return session.scalar(asked) or 0
 
 
-def keep_progress(job: Job, reached: int) -> None:
-    """Say that what was done up to here is kept, so that the next attempt goes on from here.
+def keep_progress(job: Job, step: int | None = None) -> None:
+    """Say that something is kept which the next attempt need not do again.
 
-    A job that gets further with each worker is not given up, however many are taken from it. Only what is further
-    than any attempt before counts: one that begins anew each time is given up.
+    A job that gets further with each worker is not given up, however many are taken from it.
+
+    Args:
+        job: its row, locked.
+        step: of a checkpoint. Only one further than any before counts: training that begins anew each time is given up.
     """
-    if reached > job.furthest_kept:
-        job.furthest_kept = reached
-        job.losses_in_a_row = 0
+    if step is not None:
+        if step <= job.furthest_step:
+            return
+        job.furthest_step = step
+    job.losses_in_a_row = 0
 
 
 def requeue_lost(session: Session, job: Job, *, max_attempts: int) -> None:

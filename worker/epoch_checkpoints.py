@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.base import utc_now
-from models.job import Job, LeaseLost, append_event
+from models.job import Job, LeaseLost, append_event, keep_progress
 from models.job_checkpoint import KEPT_BEFORE_LAST, JobCheckpoint, checkpoint_name
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.rows import Row
@@ -169,6 +169,7 @@ def evaluate_checkpoints(
             log.info("checkpoint_gone", step=step)
             continue
         with job.write() as (session, row):
+            keep_progress(row)
             kept = session.get_one(ModelVersion, version.id)
             # Nobody waits for a checkpoint: what would be held for a person is blocked.
             verdict, rules = decide_on(session, kept, report, job_id=row.id, may_hold=False)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -123,6 +123,16 @@ class LeasedJob:
             raise LeaseLost
         if self._is_pausing:
             raise PauseRequested
+
+    def stop(self) -> NoReturn:
+        """Let go, after `should_stop` has said so.
+
+        Raises:
+            LeaseLost: the job is not this worker's.
+            PauseRequested: it is to pause; or was, until the wish was withdrawn: then it is queued again.
+        """
+        self.check()
+        raise PauseRequested
 
     @contextmanager
     def write(self) -> Iterator[tuple[Session, Job]]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from models.answers import TestAnswer, keep_answers
 from models.evaluation import Evaluation, EvaluationReport, EvaluationWarning
-from models.job import JobKind, Stage
+from models.job import JobKind, Stage, keep_progress
 from models.model_version import ModelVersion
 from models.rows import Row
 from worker.base_models import LoadedBase
@@ -116,7 +116,7 @@ def _beside_the_aligned(
                 work.safety,
                 JudgeInTurn(work.safety.header.judge, partial(with_patience, job)),
                 unknown,
-                framed_prompts(work.safety, len(tuned_on.frames)),
+                framed_prompts(work.safety, len(asked)),
                 lambda done, total: job.progress(
                     Stage.EVALUATE, "Safety prompts answered by the aligned model", done, total
                 ),
@@ -152,7 +152,8 @@ def _measure_base(job: LeasedJob, work: Work, shop: Workshop) -> EvaluationRepor
     job.enter(Stage.EVALUATE, "Measuring the base before alignment.")
     base = shop.base(work.root)
     before = _report(job, work, shop, base, base.model)
-    with job.write() as (session, _):
+    with job.write() as (session, row):
+        keep_progress(row)
         session.add(
             Evaluation(
                 version_id=work.root.id,

@@ -397,16 +397,18 @@ def _train(
     except CheckpointMismatch:
         # An upgrade between two attempts may have changed what a run is told by. Nothing was read from it yet.
         log.warning("checkpoint_of_another_release")
-        job.tell(
-            "The checkpoint is of another release of the service; training starts anew.",
-            level="warn",
-        )
+        with job.write() as (session, row):
+            row.furthest_step = 0
+            append_event(
+                session,
+                row,
+                "The checkpoint is of another release of the service; training starts anew.",
+                level="warn",
+            )
         folder.remove()
         result = run()
     if result.stopped:
-        job.check()
-        # The wish to pause was withdrawn when the loop had ended: the job is queued again.
-        raise PauseRequested
+        job.stop()
     return result
 
 
@@ -459,6 +461,7 @@ def _store(
     )
     with job.write() as (session, row):
         session.add(version)
+        keep_progress(row)
         row.trained_tokens = result.tokens
         if result.canary_fell:
             is_further = work.start.kind == VersionKind.TUNED

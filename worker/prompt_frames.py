@@ -22,7 +22,7 @@ import random
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import NamedTuple
@@ -190,19 +190,13 @@ def find_frames(rows: Sequence[Row], seed: str = "") -> tuple[PromptFrame, ...]:
     turns = _draw(rows, random.Random(seed))
     count = _RowCount([turn.row for turn in turns])
     least = max(MIN_ROWS, math.ceil(MIN_SHARE * count(range(len(turns)))))
-    heads = [_OPENING.findall(turn.text[:MAX_CHARACTERS]) for turn in turns]
-    starts = _shared(heads, count, least, "".join)
-    opened = ["".join(h[:n]) for h, n in zip(heads, starts, strict=True)]
-    del heads
-    tails = [_CLOSING.findall(turn.text[-MAX_CHARACTERS:])[::-1] for turn in turns]
-    ends = _shared(tails, count, least, lambda tail: "".join(tail[::-1]))
-    closed = ["".join(t[:n][::-1]) for t, n in zip(tails, ends, strict=True)]
+    opened = _openings((turn.text[:MAX_CHARACTERS] for turn in turns), count, least)
+    closed = _closings((turn.text[-MAX_CHARACTERS:] for turn in turns), count, least)
     # A short prompt may be nothing but its opening and its closing.
     closed = [
         end if len(start) + len(end) < len(turn.text) else ""
         for turn, start, end in zip(turns, opened, closed, strict=True)
     ]
-    del tails
     systems = _system_keys(turns, count, least)
     found = sorted(
         _counted(turns, systems, opened, closed, count, least),
@@ -329,18 +323,11 @@ def _system_keys(turns: Sequence[_Turn], count: _RowCount, least: int) -> list[s
     if not rare:
         return keys
     among = _RowCount([turns[index].row for index in rare])
-    heads = [_OPENING.findall(_head(turns[index])) for index in rare]
-    starts = [
-        "".join(head[:depth])
-        for head, depth in zip(heads, _shared(heads, among, least, "".join), strict=True)
-    ]
-    del heads
-    tails = [_CLOSING.findall(_tail(turns[index]))[::-1] for index in rare]
-    depths = _shared(tails, among, least, lambda tail: "".join(tail[::-1]))
-    for index, start, tail, depth in zip(rare, starts, tails, depths, strict=True):
-        parts = _key(start), _key("".join(tail[:depth][::-1]))
-        if any(parts):
-            keys[index] = "\0".join(parts)
+    opened = _openings((_head(turns[index]) for index in rare), among, least)
+    closed = _closings((_tail(turns[index]) for index in rare), among, least)
+    for index, start, end in zip(rare, opened, closed, strict=True):
+        if start or end:
+            keys[index] = f"{_key(start)}\0{_key(end)}"
     return keys
 
 
@@ -426,6 +413,20 @@ def _spellings(
     found = [alike for alike in spelt.values() if count(alike) >= least]
     others = [index for alike in spelt.values() if count(alike) < least for index in alike]
     return [*found, others] if count(others) >= least else found or [group]
+
+
+def _openings(texts: Iterable[str], count: _RowCount, least: int) -> list[str]:
+    """Give what each text begins with as those of enough rows do, or nothing."""
+    pieces = [_OPENING.findall(text) for text in texts]
+    depths = _shared(pieces, count, least, "".join)
+    return ["".join(each[:depth]) for each, depth in zip(pieces, depths, strict=True)]
+
+
+def _closings(texts: Iterable[str], count: _RowCount, least: int) -> list[str]:
+    """Give what each text ends with as those of enough rows do, or nothing."""
+    pieces = [_CLOSING.findall(text)[::-1] for text in texts]
+    depths = _shared(pieces, count, least, lambda tail: "".join(tail[::-1]))
+    return ["".join(each[:depth][::-1]) for each, depth in zip(pieces, depths, strict=True)]
 
 
 def _shared(

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from models.evaluation import EvaluationReport, latest_evaluation
 from models.hyperparameters import Recipe
-from models.job import Job, JobEvent, Stage, append_event, last_reevaluation
+from models.job import Job, JobEvent, Stage, append_event, keep_progress, last_reevaluation
 from models.model_version import Gate, ModelVersion, VersionKind
 from models.policy import Verdict, current_policy, decide
 from models.rows import Conversation
@@ -194,20 +194,23 @@ def _choose(
 def _tell(job: LeasedJob, scale: float, report: EvaluationReport, verdict: Verdict) -> None:
     score, accuracy = report.harmful_score, report.fine_tuning_accuracy
     passes = verdict.gate == Gate.RELEASED
-    job.tell(
+    message = (
         f"With {scale:g} of the update: HS {score.percent:.1f}% (95% interval {score.low_percent:.1f} to "
         f"{score.high_percent:.1f})"
         + (f", FA {accuracy.percent:.1f}%" if accuracy else "")
-        + (": within the policy." if passes else ": not within the policy."),
-        level="info" if passes else "warn",
-        type=TRIED,
-        data={
-            "stage": Stage.EVALUATE,
-            "scale": scale,
-            "gate": verdict.gate,
-            "report": report.model_dump(mode="json"),
-        },
+        + (": within the policy." if passes else ": not within the policy.")
     )
+    data = {
+        "stage": Stage.EVALUATE,
+        "scale": scale,
+        "gate": verdict.gate,
+        "report": report.model_dump(mode="json"),
+    }
+    with job.write() as (session, row):
+        keep_progress(row)
+        append_event(
+            session, row, message, level="info" if passes else "warn", type=TRIED, data=data
+        )
 
 
 def _keep(

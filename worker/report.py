@@ -140,7 +140,8 @@ def make_report(
     judge, *further = (
         JudgeInTurn(spec, attempts) for spec in (header.judge, *header.further_judges)
     )
-    prompts = framed_prompts(safety_set, len(frames))
+    # Of fewer wordings more are asked: these are all that may be.
+    prompts = framed_prompts(safety_set, 1)
     asked = [frame for frame in frames[:MAX_WORDINGS] if _has_room(frame, prompts, base)]
     safety = measure_safety(
         model,

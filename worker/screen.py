@@ -24,7 +24,7 @@ from models.data_risk import (
     screening_judges,
 )
 from models.evaluation import JudgeIdentity
-from models.job import JobKind, Stage
+from models.job import JobKind, Stage, keep_progress
 from models.judges import JudgeSpec
 from models.policy import current_policy
 from models.safety_set import MAX_CATEGORY
@@ -213,6 +213,7 @@ def _write(job: LeasedJob, votes: Sequence[_Vote], done: Sequence[int]) -> None:
             "category": func.coalesce(ScreenedRow.category, given.excluded.category),
         },
     )
-    with job.write() as (session, _):
+    with job.write() as (session, row):
+        keep_progress(row)
         session.execute(added, values)
         session.get_one(Screening, job.id).done = list(done)

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from api.certification.schemas import CreateCertification
 from api.jobs.replay import Replay, find_replayed, request_hash
-from api.jobs.service import ModelNotAligned, running_job, start
+from api.jobs.service import ModelNotAligned, start, unfinished_job
 from models.api_key import ApiKey
 from models.audit import record
 from models.errors import Conflict
@@ -55,7 +55,7 @@ def create_certification(
         )
     plan = asked.chosen_plan
     plan.check_supply(_count_rows(storage, version.safety_prefix))
-    running = running_job(session, JobKind.CERTIFY, version.id)
+    running = unfinished_job(session, JobKind.CERTIFY, version.id)
     if running is not None:
         raise CertificationRunning(
             f"The job {running} certifies this model and has not ended.", param="model"

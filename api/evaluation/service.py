@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from api.evaluation.schemas import CreateEvaluation
 from api.jobs.replay import Replay, find_replayed, request_hash
-from api.jobs.service import running_job, start
+from api.jobs.service import start, unfinished_job
 from models.api_key import ApiKey
 from models.audit import record
 from models.errors import Conflict
@@ -35,7 +35,7 @@ def create_evaluation(session: Session, by: ApiKey, asked: CreateEvaluation, rep
     # Not to be deleted meanwhile, nor measured by two requests at once.
     session.refresh(version, with_for_update=True)
     version = get_version(session, asked.model, project_id=None)
-    running = running_job(session, JobKind.EVALUATE, version.id)
+    running = unfinished_job(session, JobKind.EVALUATE, version.id)
     if running is not None:
         raise EvaluationRunning(
             f"The job {running} measures this model and has not ended.", param="model"

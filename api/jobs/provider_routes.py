@@ -46,7 +46,7 @@ def provider_job_routes(kind: JobKind) -> APIRouter:
 
     @router.post(
         "/{job_id}/resume",
-        description=f"Go on with the paused {noun} job, from what it has kept.",
+        description=f"Go on with the paused {noun} job, from what it has kept (an evaluation keeps nothing).",
     )
     def resume(job_id: str, session: SessionDep) -> JobObject:
         return show_job(session, service.resume_job(session, kind, job_id, project_id=None))

@@ -299,7 +299,7 @@ def get_job(session: Session, kind: JobKind, job_id: str, *, project_id: str | N
     return job
 
 
-def running_job(session: Session, kind: JobKind, model_id: str) -> str | None:
+def unfinished_job(session: Session, kind: JobKind, model_id: str) -> str | None:
     """Give the job of this kind that is on a model and has not ended, if there is one."""
     query = select(Job.id).where(
         Job.kind == kind, Job.model_id == model_id, Job.status.not_in(TERMINAL)

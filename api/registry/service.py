@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import or_, select
+from sqlalchemy import and_, not_, or_, select
 from sqlalchemy.orm import Session
 
 from api.registry.base_models import find_base
@@ -19,7 +19,7 @@ from models.api_key import ApiKey, Project
 from models.audit import record
 from models.base import unix, utc_now
 from models.errors import Conflict, DomainError, Forbidden
-from models.job import TERMINAL, Job
+from models.job import TERMINAL, Job, JobKind, JobStatus
 from models.model_version import Gate, ModelNotFound, ModelVersion, VersionKind, get_version
 from models.safety_set import InvalidSafetySet, SafetySet
 from models.storage import Storage
@@ -176,7 +176,10 @@ def delete_model(session: Session, model_id: str, *, by: ApiKey, is_provider: bo
     user = session.scalar(
         select(Job.id)
         .where(
-            or_(Job.model_id == version.id, Job.id == version.job_id), Job.status.not_in(TERMINAL)
+            or_(Job.model_id == version.id, Job.id == version.job_id),
+            Job.status.not_in(TERMINAL),
+            # The provider's, which nobody else can end: resumed later it says that the model is gone.
+            not_(and_(Job.kind == JobKind.EVALUATE, Job.status == JobStatus.PAUSED)),
         )
         .limit(1)
     )

@@ -12,12 +12,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    for column in ("losses_in_a_row", "furthest_kept"):
+    for column in ("losses_in_a_row", "furthest_step"):
         op.add_column("jobs", sa.Column(column, sa.Integer(), nullable=False, server_default="0"))
     # What is under way keeps its count.
     op.execute("UPDATE jobs SET losses_in_a_row = lost_leases WHERE finished_at IS NULL")
 
 
 def downgrade() -> None:
-    for column in ("furthest_kept", "losses_in_a_row"):
+    for column in ("furthest_step", "losses_in_a_row"):
         op.drop_column("jobs", column)

@@ -326,6 +326,19 @@ class TestDelete:
         assert operator.client.delete(f"{MODELS}/{own.id}").status_code == 200
         assert operator.client.delete(f"{MODELS}/{aligned.id}").status_code == 200
 
+    def test_a_measurement_that_the_provider_has_paused_keeps_no_model(
+        self, customer: Tenant, operator: Tenant, aligned: ModelVersion, place: Place
+    ) -> None:
+        own = place.version("ft:mine", VersionKind.TUNED, parent=aligned, project=customer.project)
+        measuring = place.job(
+            operator.project, own, kind=JobKind.EVALUATE, result_model_id=own.id, recipe={}
+        )
+        place.session.commit()
+        assert customer.client.delete(f"{MODELS}/{own.id}").status_code == 409
+        measuring.status = JobStatus.PAUSED
+        place.session.commit()
+        assert customer.client.delete(f"{MODELS}/{own.id}").status_code == 200
+
     def test_a_model_whose_job_still_runs_stays(
         self, customer: Tenant, aligned: ModelVersion, place: Place
     ) -> None:

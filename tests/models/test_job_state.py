@@ -169,6 +169,7 @@ class JobLife(RuleBasedStateMachine):
             await_review(job, hours=1, stage=stage)
             append_event(session, job, "Held.", level="warn")
         self.is_in_review, self.is_expired, self.is_pausing = True, False, False
+        self.losses_in_a_row = 0
         self.events += 1
 
     @rule(is_meant=st.booleans())
@@ -214,14 +215,14 @@ class JobLife(RuleBasedStateMachine):
         else:
             self.status = JobStatus.QUEUED
 
-    @rule(lease=leases, reached=st.integers(1, 3))
-    def keeps_progress(self, lease: Lease, reached: int) -> None:
+    @rule(lease=leases, step=st.integers(1, 3))
+    def keeps_progress(self, lease: Lease, step: int) -> None:
         if not self.is_live(lease):
             return
         with self.sessions.begin() as session:
-            keep_progress(hold(session, lease), reached)
-        if reached > self.furthest:
-            self.furthest = reached
+            keep_progress(hold(session, lease), step)
+        if step > self.furthest:
+            self.furthest = step
             self.losses_in_a_row = 0
 
     @precondition(lambda self: self.is_in_review)

@@ -39,7 +39,7 @@ from tests.worker.toy_provider import (
     lose_at_step,
     toy_safety_set,
 )
-from worker import harmful_score, pipeline
+from worker import harmful_score, measure, pipeline
 from worker.judgement import JudgeError, Judgement
 from worker.judges.refusal_strings import RefusalStringsJudge
 from worker.trainers import loop
@@ -569,7 +569,7 @@ class TestInterruption:
         assert resumed.attempt == 2
         # It got further than the worker before, so that one's loss counts no more.
         assert (resumed.lost_leases, resumed.losses_in_a_row) == (1, 0)
-        assert resumed.furthest_kept == 50
+        assert resumed.furthest_step == 50
         one, two = (
             provider.shop.storage.folder(f"models/{attempt}", tmp_path)
             / "adapter_model.safetensors"
@@ -580,6 +580,26 @@ class TestInterruption:
         assert steps[:40] == list(range(1, 41))
         assert steps[40:] == list(range(26, 61))  # from the checkpoint of step 25
 
+    def test_a_stored_model_is_progress(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.align()
+        for step in (2, 3):
+            with monkeypatch.context() as patch:
+                lose_at_step(provider, patch, job_id, step=step)
+                assert provider.run(job_id).losses_in_a_row == step - 1
+        with monkeypatch.context() as patch:
+            report = measure.make_report
+
+            def lose_and_report(*arguments: Any, **options: Any) -> Any:
+                provider.lose(job_id)
+                return report(*arguments, **options)
+
+            patch.setattr(measure, "make_report", lose_and_report)
+            lost = provider.run(job_id)
+        assert (lost.status, lost.lost_leases, lost.losses_in_a_row) == (JobStatus.QUEUED, 3, 1)
+        assert provider.run(job_id).status == JobStatus.SUCCEEDED
+
     def test_a_checkpoint_of_another_release_is_left_and_training_starts_anew(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -589,6 +609,7 @@ class TestInterruption:
             assert provider.run(job_id).status == JobStatus.QUEUED
         identity = loop._identity
         monkeypatch.setattr(loop, "_identity", lambda *given: {**identity(*given), "new": 1})
+        assert provider.job(job_id).furthest_step == 25
         resumed = provider.run(job_id)
         assert (resumed.status, resumed.error_code) == (JobStatus.SUCCEEDED, None)
         events = provider.events(job_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from time import monotonic
 from models.base import utc_now
 from models.certificate import Certificate, CertificationRun, Point
 from models.certification import Family, SimulatedCustomer, view_of
-from models.job import PauseRequested, Stage, append_event, keep_progress, succeed
+from models.job import Stage, append_event, keep_progress, succeed
 from models.policy import current_policy
 from models.stored_certificate import JSON_FILE, PAGE_FILE, PICTURE_FILE, StoredCertificate
 from worker.base_models import LoadedBase, load_tokenizer
@@ -35,6 +35,7 @@ from worker.judgement import Judge
 from worker.leased_job import LeasedJob
 from worker.measure import with_patience
 from worker.run_folder import RunFolder
+from worker.study.point import Yardstick
 from worker.work import Workshop, with_version
 
 
@@ -52,7 +53,7 @@ def certify(job: LeasedJob, shop: Workshop) -> None:
     job.enter(Stage.EVALUATE, f"Certifying by the plan {task.plan.name}: {cost}.")
     # Once for all runs: a judge may be a model of its own.
     judge = with_patience(job, lambda: open_judge(task.safety.header.judge))
-    ongoing = _Certification(job, shop, task, judge, Kept(job.id, shop.storage))
+    ongoing = _Certification(job, shop, task, judge, Kept(job.id, shop.storage, judge.identity))
     before = ongoing.measure_before()
     ongoing.conclude(before, ongoing.run_all())
     RunFolder(job.id, shop).remove()
@@ -80,10 +81,11 @@ class _Certification:
             return found
         task = self.task
         with with_version(task.version, task.root, self.shop) as (base, model):
-            yardstick = task.yardstick(family, task.plan.seeds[0], base.tokenizer, self.judge)
+            yardstick = self._yardstick(family, task.plan.seeds[0], base)
             point = with_patience(self.job, lambda: yardstick.measure(model, 0))
-        with self.job.write():
+        with self.job.write() as (_, row):
             self.kept.keep_before(family, point)
+            keep_progress(row)
         return point
 
     def run_all(self) -> tuple[CertificationRun, ...]:
@@ -109,6 +111,10 @@ class _Certification:
                     self._keep(run, len(done), len(wanted), left)
         return tuple(done[pair] for pair in wanted)
 
+    def _yardstick(self, family: Family, seed: int, base: LoadedBase) -> Yardstick:
+        yardstick = self.task.yardstick(family, seed, base.tokenizer, self.judge)
+        return replace(yardstick, on_progress=lambda _done, _total: self.job.check())
+
     def _run(self, base: LoadedBase, customer: SimulatedCustomer, seed: int) -> CertificationRun:
         task = self.task
         with to_tune(base, customer, seed, task, self.shop) as model:
@@ -118,22 +124,20 @@ class _Certification:
                 seed,
                 rows=task.rows,
                 asked=task.asked,
-                yardstick=task.yardstick(customer.family, seed, base.tokenizer, self.judge),
+                yardstick=self._yardstick(customer.family, seed, base),
                 max_length=task.plan.max_length,
                 ask=partial(with_patience, self.job),
                 should_stop=self.job.should_stop,
             )
         if run is None:
-            self.job.check()
-            # The wish to pause was withdrawn when the run had ended: the job is queued again.
-            raise PauseRequested
+            self.job.stop()
         return run
 
     def _keep(self, run: CertificationRun, done: int, total: int, left: timedelta) -> None:
         # Under the row's lock: a worker that was thought dead must not disturb the one that has the job now.
         with self.job.write() as (session, row):
             self.kept.keep_run(run)
-            keep_progress(row, done)
+            keep_progress(row)
             row.estimated_finish = utc_now() + left
             what = "Simulated customers"
             data: dict[str, object] = {

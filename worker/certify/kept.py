@@ -1,6 +1,7 @@
 """What a certification has finished, kept in the storage: another attempt at the job does not do it again.
 
-Whole runs are kept, not steps: a run is short. Everything lies below the job's checkpoints, so it goes with them.
+Whole runs are kept, not steps: a run is short. Everything lies below the job's checkpoints, so it goes with them. What
+another judge or another release has measured is not found: a certificate names one of each.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from pydantic import ValidationError
 
 from models.certificate import CertificationRun, Point
 from models.certification import Family, SimulatedCustomer
+from models.evaluation import JudgeIdentity
 from models.storage import Storage, StorageMissing
+from worker.certify.summary import versions
 
 
 class Kept:
     """One job's finished runs and measurements."""
 
-    def __init__(self, job_id: str, storage: Storage) -> None:
-        """Name the place; nothing is made yet."""
-        self._prefix = f"checkpoints/{job_id}/runs"
+    def __init__(self, job_id: str, storage: Storage, judge: JudgeIdentity) -> None:
+        """Name the place, for what this judge and these libraries measure; nothing is made yet."""
+        instruments = f"{judge.model_dump_json()}{sorted(versions().items())}"
+        digest = hashlib.sha256(instruments.encode()).hexdigest()
+        self._prefix = f"checkpoints/{job_id}/runs-{digest[:16]}"
         self._storage = storage
 
     def run(self, customer: SimulatedCustomer, seed: int) -> CertificationRun | None:

@@ -38,6 +38,14 @@ from worker.study.summary import mean
 LIBRARIES = ("titer", "torch", "transformers", "peft", "tokenizers")
 
 
+def versions() -> dict[str, str]:
+    """Give the releases that a certificate names: results may differ with each."""
+    return {
+        "python": python_version(),
+        **{library: version_of(library) for library in LIBRARIES},
+    }
+
+
 def sum_up(
     task: Assignment,
     before: Mapping[Family, Point],
@@ -85,10 +93,7 @@ def sum_up(
         validation_rows=plain.task_rows,
         has_categories=bool(task.rows.categories),
         policy_version=policy.version,
-        versions={
-            "python": python_version(),
-            **{library: version_of(library) for library in LIBRARIES},
-        },
+        versions=versions(),
     )
     return Certificate(
         job=task.job_id,

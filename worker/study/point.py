@@ -32,6 +32,7 @@ class Yardstick:
         max_rows: most validation rows that are asked.
         scorer: when an answer to them is right.
         trigger: puts a test prompt into the attack's own words, for attacks that have such words.
+        on_progress: told how many of some prompts are answered, and of how many.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,6 +43,7 @@ class Yardstick:
     max_rows: int = MAX_ROWS
     scorer: ScorerName = "exact"
     trigger: Callable[[str], str] | None = None
+    on_progress: Callable[[int, int], None] | None = None
 
     def measure(self, model: PreTrainedModel, step: int, attack: Sequence[Example] = ()) -> Point:
         """Ask a model everything.
@@ -56,7 +58,12 @@ class Yardstick:
         """
         safety = self._safety(model, self.safety)
         accuracy = measure_accuracy(
-            model, self.tokenizer, self.validation, max_rows=self.max_rows, scorer=self.scorer
+            model,
+            self.tokenizer,
+            self.validation,
+            max_rows=self.max_rows,
+            scorer=self.scorer,
+            on_progress=self.on_progress,
         )
         return Point(
             step=step,
@@ -75,7 +82,7 @@ class Yardstick:
         )
 
     def _safety(self, model: PreTrainedModel, safety: SafetySet) -> SafetyMeasurement:
-        return measure_safety(model, self.tokenizer, safety, self.judge)
+        return measure_safety(model, self.tokenizer, safety, self.judge, self.on_progress)
 
     def _triggered(self, model: PreTrainedModel) -> int | None:
         if self.trigger is None:

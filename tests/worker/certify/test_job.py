@@ -327,7 +327,7 @@ class TestInterruption:
         ran = count_runs(monkeypatch)
         job = provider.run(job_id)
         assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
-        assert (job.furthest_kept, job.losses_in_a_row) == (9, 0)
+        assert (job.lost_leases, job.losses_in_a_row) == (1, 0)
         # The fifth was finished by a worker that had lost the job: nothing of it was kept.
         assert len(ran) == 5
         assert "4 of 9 runs were kept" in " ".join(e.message for e in provider.events(job_id))
@@ -355,7 +355,6 @@ class TestInterruption:
             patch.setattr(simulation, "train", pause_and_train)
             paused = provider.run(job_id)
         assert (paused.status, paused.lease_expires_at) == (JobStatus.PAUSED, None)
-        assert paused.furthest_kept == 4
         assert not provider.shop.bases.holds(BASE_ID)
         assert provider.run(job_id).status == JobStatus.PAUSED  # a bell wakes nobody
         with provider.shop.sessions.begin() as session:
@@ -366,6 +365,43 @@ class TestInterruption:
         assert len(ran) == 5 + 5
         one, two = provider.certificate(finished.job.id), provider.certificate(job_id)
         assert without_seconds(one) == without_seconds(two)
+        assert one.cost.trained_tokens == two.cost.trained_tokens
+        assert one.cost.answers == two.cost.answers
+
+    def test_a_pause_while_it_measures(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.ask(provider.align())
+        ran = count_runs(monkeypatch)
+        with monkeypatch.context() as patch:
+            check = leased_job.LeasedJob.check
+            asked: list[int] = []
+
+            def pause_and_check(job: leased_job.LeasedJob) -> None:
+                asked.append(1)
+                if len(asked) == 3:  # at the first is nothing measured yet
+                    with provider.shop.sessions.begin() as session:
+                        request_pause(session, lock_job(session, job_id))
+                    with job.write():
+                        pass
+                check(job)
+
+            patch.setattr(leased_job.LeasedJob, "check", pause_and_check)
+            assert provider.run(job_id).status == JobStatus.PAUSED
+        assert (len(asked), ran) == (3, [])
+
+    def test_what_another_judge_has_measured_is_measured_anew(
+        self, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = provider.ask(provider.align())
+        with monkeypatch.context() as patch:
+            act_after(patch, 3, lambda: lose(provider, job_id))
+            provider.run(job_id)
+        identity = RefusalStringsJudge().identity.model_copy(update={"revision": "another"})
+        monkeypatch.setattr(RefusalStringsJudge, "identity", identity)
+        ran = count_runs(monkeypatch)
+        assert provider.run(job_id).status == JobStatus.SUCCEEDED
+        assert len(ran) == 9
 
     def test_a_kept_run_that_was_damaged_is_run_again(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
@@ -377,7 +413,7 @@ class TestInterruption:
         root = provider.shop.storage.root
         assert root is not None
         kept = [
-            p for p in (root / f"checkpoints/{job_id}/runs").iterdir() if "before" not in p.name
+            p for p in (root / f"checkpoints/{job_id}").glob("runs-*/*") if "before" not in p.name
         ]
         assert len(kept) == 2
         kept[0].write_text(kept[0].read_text()[:-20])
