@@ -43,6 +43,7 @@ class Study(StrEnum):
     ATTACKS = "attacks"
     STACK = "stack"
     CHEAP = "cheap"
+    LAMBDA_5 = "lambda-5"
     SPACES = "spaces"
     INSTRUCTIONS = "instructions"
 

@@ -200,6 +200,21 @@ STUDIES: dict[str, Study] = {
             MODES,
         ),
         Study(
+            # The setting that was best in lambda-alpha, on worlds that had no part in choosing it.
+            "lambda-5",
+            "Booster with λ 5, on other worlds",
+            (
+                SFT,
+                COMPUTE_MATCHED,
+                VACCINE,
+                BOOSTER,
+                _booster("Booster, λ 5, late", start_from={"lambda": 5}, start=0.7),
+                _booster("Booster, λ 5, all steps", start_from={"lambda": 5}),
+            ),
+            MODES,
+            seeds=(15, 16, 17, 18, 19),
+        ),
+        Study(
             "samples",
             "Numbers of the customer's rows, one epoch each",
             (SFT, BOOSTER, TITER),
@@ -379,6 +394,8 @@ STUDIES: dict[str, Study] = {
                 replace(TITER_ADAPTER, name="adapter of rank 64", rank=64),
             ),
             MODES,
+            seeds=(1,),
+            split=Split.VALIDATION,
         ),
         Study(
             "attacks",
