@@ -41,6 +41,7 @@ class Study(StrEnum):
     HIDDEN = "hidden"
     CHAT = "chat"
     ATTACKS = "attacks"
+    NO_ATTACK = "no-attack"
     STACK = "stack"
     CHEAP = "cheap"
     LAMBDA_5 = "lambda-5"

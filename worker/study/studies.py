@@ -94,6 +94,15 @@ def _with_ratios(customers: dict[str, Customer], ratios: Sequence[float]) -> dic
 TITER = Arm("Titer", TiterConfig(), space="full")
 TITER_WITHOUT_ATTACK = Arm("Titer without the attack", TiterConfig(inner_steps=0), space="full")
 TITER_LAZY = Arm("Titer, lazy 4", TiterConfig(every=4), space="full")
+# Customers who do more than most.
+HARDER = {
+    "fresh, p 0.5": replace(FRESH, harmful_ratio=0.5),
+    "fresh, rate 5e-4": replace(FRESH, learning_rate=5e-4),
+    "fresh, rank 32": replace(FRESH, rank=32),
+    "full parameters": replace(FRESH, trains="full", learning_rate=None),
+    "pure harmful": replace(FRESH, harmful_ratio=1.0, rows=250),
+    "fresh, 4 epochs": replace(FRESH, steps=320, marks=(0, 80, 160, 240, 320)),
+}
 # For models too large to be aligned in full parameters.
 TITER_ADAPTER = Arm("Titer in an adapter", TiterConfig(alpha=TITER_ADAPTER_ALPHA))
 # Two parts of the sandbox's kinds of harm, for providers and attackers who know one of them.
@@ -400,15 +409,14 @@ STUDIES: dict[str, Study] = {
         Study(
             "attacks",
             "Harder customers",
-            (SFT, FULL, REPNOISE, BOOSTER, TITER, TITER_WITHOUT_ATTACK, TITER_LAZY),
-            {
-                "fresh, p 0.5": replace(FRESH, harmful_ratio=0.5),
-                "fresh, rate 5e-4": replace(FRESH, learning_rate=5e-4),
-                "fresh, rank 32": replace(FRESH, rank=32),
-                "full parameters": replace(FRESH, trains="full", learning_rate=None),
-                "pure harmful": replace(FRESH, harmful_ratio=1.0, rows=250),
-                "fresh, 4 epochs": replace(FRESH, steps=320, marks=(0, 80, 160, 240, 320)),
-            },
+            (SFT, FULL, REPNOISE, BOOSTER, TITER),
+            HARDER,
+        ),
+        Study(
+            "no-attack",
+            "What Titer's simulated attack is good for",
+            (TITER, TITER_LAZY, TITER_WITHOUT_ATTACK),
+            HARDER,
         ),
         Study(
             "stack",
