@@ -169,9 +169,9 @@ class TestHold:
 class TestRequeueLost:
     def test_a_job_that_gets_further_each_time_is_not_given_up(self, session: Session) -> None:
         job = make_job(session)
-        for reached in (10, 20, 30, 40):
+        for step in (10, 20, 30, 40):
             claim(session, job.id, owner="w1", lease_seconds=60)
-            keep_progress(job, reached)
+            keep_progress(job, step)
             expire(job)
             requeue_lost(session, job, max_attempts=2)
             assert (job.status, job.losses_in_a_row) == (JobStatus.QUEUED, 1)

@@ -93,6 +93,13 @@ class TestJobPage:
         assert 'id="gate"' not in html
         assert "data-curves" not in html
         assert "mine" in html
+        assert f'action="/dashboard/jobs/{job.id}/pause"' in html
+        job.status = JobStatus.PAUSED
+        place.session.commit()
+        html = sign_in(operator.token).get(f"/dashboard/jobs/{job.id}").text
+        assert "that are done are kept" in html
+        assert "Simulated customers tune the model" not in html
+        assert f'action="/dashboard/jobs/{job.id}/resume"' in html
 
     def test_a_finished_one_leads_to_the_certificate(
         self, operator: Tenant, aligned: ModelVersion, place: Place, sign_in: SignIn

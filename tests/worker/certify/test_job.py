@@ -184,6 +184,13 @@ def finished(template_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield Finished(provider, version, provider.run(provider.ask(version)))
 
 
+def assert_same(one: Certificate, two: Certificate) -> None:
+    """What was measured and what it cost are the same, but for the time."""
+    assert without_seconds(one) == without_seconds(two)
+    assert one.cost.trained_tokens == two.cost.trained_tokens
+    assert one.cost.answers == two.cost.answers
+
+
 def without_seconds(certificate: Certificate) -> dict[str, object]:
     facts = certificate.model_dump()
     for name in ("job", "created_at", "cost"):
@@ -331,10 +338,7 @@ class TestInterruption:
         # The fifth was finished by a worker that had lost the job: nothing of it was kept.
         assert len(ran) == 5
         assert "4 of 9 runs were kept" in " ".join(e.message for e in provider.events(job_id))
-        one, two = provider.certificate(finished.job.id), provider.certificate(job_id)
-        assert without_seconds(one) == without_seconds(two)
-        assert one.cost.trained_tokens == two.cost.trained_tokens
-        assert one.cost.answers == two.cost.answers
+        assert_same(provider.certificate(finished.job.id), provider.certificate(job_id))
 
     def test_a_paused_job_lets_go_in_the_middle_of_a_run_and_goes_on_later(
         self, finished: Finished, monkeypatch: pytest.MonkeyPatch
@@ -363,10 +367,7 @@ class TestInterruption:
         assert (job.status, job.attempt, job.lost_leases) == (JobStatus.SUCCEEDED, 2, 0)
         # The fifth was given up, and began anew.
         assert len(ran) == 5 + 5
-        one, two = provider.certificate(finished.job.id), provider.certificate(job_id)
-        assert without_seconds(one) == without_seconds(two)
-        assert one.cost.trained_tokens == two.cost.trained_tokens
-        assert one.cost.answers == two.cost.answers
+        assert_same(provider.certificate(finished.job.id), provider.certificate(job_id))
 
     def test_a_pause_while_it_measures(
         self, provider: Provider, monkeypatch: pytest.MonkeyPatch
